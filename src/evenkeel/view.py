@@ -1,0 +1,202 @@
+"""Which elements share statistics, as integers: the kept/reduced/kept/reduced view.
+
+A normalization takes statistics over some axes of its input. Name each axis *reduced* (the
+elements along it share statistics) or *kept*, cut the channel axis of a grouped normalization
+into a kept half (the group) and a reduced half (the channels within it), and merge neighbours
+that are treated alike. Nearly every normalization is then the same four-axis array
+
+    (K0, R0, K1, R1)        kept, reduced, kept, reduced
+
+with missing runs of size one. For group normalization of (N, H, W, C) it is
+(N, H * W, G, C / G); for layer normalization of (N, T, D) over D it is (1, 1, N * T, D).
+Axes that alternate more often are transposed once, kept ones first.
+
+This module knows no framework. It deals in axis numbers; sizes are filled in later, from
+shapes whose entries may be integers or a framework's run-time scalars.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+Part = Literal["whole", "group", "within"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Factor:
+    """One input axis, or one half of a channel axis that is cut into groups."""
+
+    axis: int
+    reduced: bool
+    part: Part = "whole"
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """The recipe that turns an input into (K0, R0, K1, R1).
+
+    Attributes:
+        rank: number of axes of the input.
+        runs: the factors merged into K0, R0, K1 and R1, each outermost first.
+        parameter_axes: the input axes, ascending, over which gamma and beta vary.
+        groups: groups along the channel axis; -1 is one per channel; None: no axis is cut.
+    """
+
+    rank: int
+    runs: tuple[tuple[Factor, ...], ...]
+    parameter_axes: tuple[int, ...]
+    groups: int | None = None
+
+    @property
+    def factors(self) -> tuple[Factor, ...]:
+        """All factors, outermost first."""
+        return tuple(itertools.chain.from_iterable(self.runs))
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The input axes in the order of the factors."""
+        return tuple(dict.fromkeys(factor.axis for factor in self.factors))
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the input must be transposed to `order` before it is reshaped."""
+        return self.order != tuple(range(self.rank))
+
+    def size(self, factor: Factor, shape: Sequence[Any]) -> Any:
+        """The length of one factor for an input of this shape."""
+        length = shape[factor.axis]
+        if factor.part == "whole":
+            return length
+        groups = length if self.groups == -1 else self.groups
+        return groups if factor.part == "group" else length // groups
+
+    def sizes(self, shape: Sequence[Any]) -> tuple[Any, ...]:
+        """(K0, R0, K1, R1) for an input of this shape."""
+        return tuple(product(self.size(factor, shape) for factor in run) for run in self.runs)
+
+    def parameter_shape(self, shape: Sequence[Any]) -> tuple[Any, ...]:
+        """The shape of gamma and beta for an input of this shape."""
+        return tuple(shape[axis] for axis in self.parameter_axes)
+
+    def varies(self, factor: Factor, per_sample: bool = False) -> bool:
+        """Whether gamma and beta vary along this factor."""
+        return factor.axis in self.parameter_axes or (per_sample and factor.axis == 0)
+
+    def parameter_strides(self, shape: Sequence[int], per_sample: bool = False) -> tuple[int, ...]:
+        """For each factor, how far one step along it moves in the flattened gamma (or beta)."""
+        axes = ((0,) if per_sample else ()) + self.parameter_axes
+        strides = {}
+        for position, axis in enumerate(axes):
+            strides[axis] = math.prod(shape[later] for later in axes[position + 1 :])
+        steps = []
+        for factor in self.factors:
+            stride = strides.get(factor.axis, 0)
+            if factor.part == "group":
+                stride *= self.size(dataclasses.replace(factor, part="within"), shape)
+            steps.append(stride)
+        return tuple(steps)
+
+
+def product(sizes: Iterable[Any]) -> Any:
+    """The product of integers or of a framework's run-time scalars."""
+    return functools.reduce(operator.mul, sizes, 1)
+
+
+def canonical_axes(axis: int | Sequence[int], rank: int) -> tuple[int, ...]:
+    """Return axis or axes as ascending non-negative numbers, for an input of this rank.
+
+    Axis 0 is refused: it holds the samples, which no normalization of one sample may mix.
+
+    Raises:
+        ValueError: an axis is out of range, given twice, the batch axis, or there is none.
+        TypeError: an axis is not an integer.
+    """
+    given = (axis,) if not isinstance(axis, (list, tuple)) else tuple(axis)
+    allowed = f"1 to {rank - 1}, or -{rank - 1} to -1" if rank > 1 else "none"
+    if not given:
+        raise ValueError(f"axis={axis!r} names no axis; expected axes of {allowed}.")
+    axes = []
+    for one in given:
+        try:
+            index = operator.index(one)
+        except TypeError:
+            raise TypeError(
+                f"axis={axis!r} must be an integer or a list of integers; got {type(one).__name__}."
+            ) from None
+        if not -rank <= index < rank:
+            raise ValueError(
+                f"axis={axis!r} is out of range for an input of rank {rank}; "
+                f"allowed axes are {allowed}."
+            )
+        axes.append(index % rank)
+    if 0 in axes:
+        raise ValueError(
+            f"axis={axis!r} names the batch axis of an input of rank {rank}, whose samples must "
+            f"not be mixed; allowed axes are {allowed}."
+        )
+    if len(set(axes)) < len(axes):
+        raise ValueError(
+            f"axis={axis!r} names an axis twice for an input of rank {rank}; "
+            f"allowed axes are {allowed}, each once."
+        )
+    return tuple(sorted(axes))
+
+
+def check_groups(groups: int, channels: int | None, axis: int) -> None:
+    """Raise ValueError unless `groups` is -1 or divides the channels of this axis."""
+    if groups == -1 or channels is None:
+        return
+    if groups > channels or channels % groups:
+        divisors = ", ".join(str(n) for n in range(1, channels + 1) if channels % n == 0)
+        raise ValueError(
+            f"groups={groups} does not divide the {channels} channels of axis {axis}; "
+            f"choose a divisor of {channels} ({divisors}), or groups=-1 for one group per channel."
+        )
+
+
+def group_view(rank: int, axis: int, groups: int) -> View:
+    """View of group normalization: each sample's channels in groups, all other axes reduced.
+
+    `axis` is a canonical channel axis; `groups=-1` is instance normalization.
+    """
+    factors = []
+    for current in range(rank):
+        if current == axis:
+            factors.append(Factor(current, False, "group"))
+            factors.append(Factor(current, True, "within"))
+        else:
+            factors.append(Factor(current, current != 0))
+    return View(rank, _runs(factors), (axis,), groups)
+
+
+def axes_view(
+    rank: int, reduced: Sequence[int], parameter_axes: Sequence[int] | None = None
+) -> View:
+    """View of a normalization that reduces whole axes, as layer, RMS and batch normalization do.
+
+    `reduced` are canonical; gamma and beta vary over `parameter_axes`, by default the reduced.
+    """
+    factors = [Factor(axis, axis in reduced) for axis in range(rank)]
+    return View(rank, _runs(factors), tuple(reduced if parameter_axes is None else parameter_axes))
+
+
+def _runs(factors: list[Factor]) -> tuple[tuple[Factor, ...], ...]:
+    """Merge neighbouring factors into the four runs, transposing those that alternate too often."""
+
+    def neighbours(ordered: list[Factor]) -> list[tuple[Factor, ...]]:
+        return [tuple(run) for _, run in itertools.groupby(ordered, lambda one: one.reduced)]
+
+    def aligned(runs: list[tuple[Factor, ...]]) -> list[tuple[Factor, ...]]:
+        # The last run is R1 where it is reduced and K1 where it is kept; the others precede it.
+        if runs and not runs[-1][0].reduced:
+            runs = [*runs, ()]
+        return [()] * (4 - len(runs)) + runs
+
+    runs = aligned(neighbours(factors))
+    if len(runs) > 4:
+        runs = aligned(neighbours(sorted(factors, key=lambda one: one.reduced)))
+    return tuple(runs)
