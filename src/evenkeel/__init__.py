@@ -1,1 +1,34 @@
-"""Normalization layers for Keras 3."""
+"""evenkeel: normalization layers for Keras 3, with the same numbers on every backend.
+
+    y = gamma * (x - mean) / sqrt(variance + epsilon) + beta
+
+Layers are in `evenkeel.layers` (and here), functions in `evenkeel.ops`. `evenkeel.explain` shows
+which elements share a mean; `evenkeel.compare` measures which normalization suits some data.
+"""
+
+from evenkeel import layers, ops
+from evenkeel.config import show_config
+from evenkeel.experiment import compare
+from evenkeel.explanation import explain
+from evenkeel.implementation import use_implementation
+from evenkeel.layers import (
+    GroupNormalization,
+    InstanceNormalization,
+    LayerNormalization,
+    RMSNormalization,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GroupNormalization",
+    "InstanceNormalization",
+    "LayerNormalization",
+    "RMSNormalization",
+    "compare",
+    "explain",
+    "layers",
+    "ops",
+    "show_config",
+    "use_implementation",
+]

@@ -1,0 +1,72 @@
+"""Which implementation computes a call: the plain math, or fused native kernels.
+
+An implementation is a module with two functions of the same arguments:
+
+    normalize(x, gamma, beta, view, *, epsilon, centered, mask)    the result
+    unsupported(x, gamma, beta, view, *, epsilon, centered, mask)  why it cannot, or None
+
+`implementation=None` takes the fastest one that supports the call; a name takes exactly that one
+or raises with its reason.
+"""
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from evenkeel import native, plain
+
+NAMES = ("native", "plain")  # fastest first
+
+_default: contextvars.ContextVar[str | None] = contextvars.ContextVar("default", default=None)
+
+
+def check(name: str | None) -> str | None:
+    """Return an implementation's name as given, or raise ValueError with those there are."""
+    if name is not None and name not in NAMES:
+        raise ValueError(
+            f"implementation={name!r} is unknown; expected None (the fastest that supports the "
+            f"call) or one of {', '.join(map(repr, NAMES))}."
+        )
+    return name
+
+
+@contextlib.contextmanager
+def use_implementation(name: str | None) -> Iterator[None]:
+    """Make `name` the implementation of every call inside the `with` block that names none.
+
+    An explicit `implementation=` argument wins. A function that a framework compiles keeps what
+    was chosen when it was traced.
+
+    Args:
+        name: "plain", "native", or None for the fastest that supports each call.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    token = _default.set(check(name))
+    try:
+        yield
+    finally:
+        _default.reset(token)
+
+
+def choose(requested: str | None, *call: Any, **options: Any) -> Callable[..., Any]:
+    """Return the `normalize` that is to compute this call.
+
+    Raises:
+        ValueError: the name is unknown.
+        NotImplementedError: a named implementation does not support the call; says why.
+    """
+    name = check(requested) or _default.get()
+    if name == "plain":
+        return plain.normalize
+    reason = native.unsupported(*call, **options)
+    if reason is None:
+        return native.normalize
+    if name == "native":
+        raise NotImplementedError(
+            f"implementation='native' cannot compute this call: {reason}. "
+            "Pass implementation='plain', or None to let evenkeel choose."
+        )
+    return plain.normalize

@@ -1,0 +1,13 @@
+"""The Keras layers."""
+
+from evenkeel.layers.group_normalization import GroupNormalization
+from evenkeel.layers.instance_normalization import InstanceNormalization
+from evenkeel.layers.layer_normalization import LayerNormalization
+from evenkeel.layers.rms_normalization import RMSNormalization
+
+__all__ = [
+    "GroupNormalization",
+    "InstanceNormalization",
+    "LayerNormalization",
+    "RMSNormalization",
+]

@@ -1,0 +1,360 @@
+"""Normalizations as functions of tensors: they validate, build the view, choose, and call.
+
+Every function computes
+
+    y = gamma * (x - mean) / sqrt(variance + epsilon) + beta
+
+with statistics over a part of each sample, and differs from the others only in which part
+(`view.py`). The math is in `plain.py`.
+"""
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import backend
+
+from evenkeel.implementation import check as check_implementation
+from evenkeel.implementation import choose
+from evenkeel.view import View, axes_view, canonical_axes, check_groups, group_view
+
+__all__ = [
+    "group_normalization",
+    "instance_normalization",
+    "layer_normalization",
+    "rms_normalization",
+]
+
+Tensor = Any
+
+
+def group_normalization(
+    x: Tensor,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    *,
+    groups: int = 32,
+    axis: int = -1,
+    epsilon: float = 1e-3,
+    mask: Tensor | None = None,
+    implementation: str | None = None,
+) -> Tensor:
+    """Normalize each sample's channels in groups (Wu and He, 2018, arXiv:1803.08494).
+
+    The mean and variance are taken over all axes but the batch, within each group of C / groups
+    neighbouring channels.
+
+    Args:
+        x: float tensor (N, ...), rank 2 or more.
+        gamma: scale, (C,), or (N, C) with one row per sample; None is one.
+        beta: offset, shaped like gamma; None is zero.
+        groups: a divisor of C, or -1 for one group per channel.
+        axis: the channel axis, anywhere but 0.
+        epsilon: added to the variance, in units of x squared; not negative.
+        mask: boolean, its shape a prefix of x's: (N,), (N, T), ... Elements where it is False
+            stay out of the statistics, but are normalized with them.
+        implementation: None, "plain" or "native"; see `evenkeel.use_implementation`.
+
+    Returns:
+        A tensor of x's shape and dtype. Statistics and math are in float64 for float64 and in
+        float32 otherwise. A group with no element that the mask leaves yields beta.
+
+    Raises:
+        ValueError: a shape, axis, number of groups, epsilon or name does not fit.
+        TypeError: x is not floating, the mask not boolean, or axis or groups not an integer.
+        NotImplementedError: the named implementation does not support the call.
+    """
+    check_group_count(groups)
+    check_single_axis(axis)
+    options = {"groups": groups, "axis": axis, "epsilon": epsilon}
+    return _apply("group_normalization", x, gamma, beta, mask, implementation, options)
+
+
+def instance_normalization(
+    x: Tensor,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    *,
+    axis: int = -1,
+    epsilon: float = 1e-3,
+    mask: Tensor | None = None,
+    implementation: str | None = None,
+) -> Tensor:
+    """Normalize each channel of each sample by itself (Ulyanov et al., 2016, arXiv:1607.08022).
+
+    This is `group_normalization` with one group per channel, and takes its other arguments.
+    """
+    check_single_axis(axis)
+    options = {"groups": -1, "axis": axis, "epsilon": epsilon}
+    return _apply("instance_normalization", x, gamma, beta, mask, implementation, options)
+
+
+def layer_normalization(
+    x: Tensor,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    *,
+    axis: int | Sequence[int] = -1,
+    epsilon: float = 1e-3,
+    mask: Tensor | None = None,
+    implementation: str | None = None,
+) -> Tensor:
+    """Normalize over the given axes, separately at each place of the others (arXiv:1607.06450).
+
+    After Ba, Kiros and Hinton, 2016. On (N, H, W, C), `axis=3` takes one mean per pixel and
+    `axis=[1, 2, 3]` one per sample.
+
+    Args:
+        x: float tensor (N, ...), rank 2 or more.
+        gamma: scale, of the sizes of the normalized axes in ascending order, or that shape after
+            a leading N with one entry per sample; None is one.
+        beta: offset, shaped like gamma; None is zero.
+        axis: the normalized axis, or a list of them; not 0.
+        epsilon: added to the variance, in units of x squared; not negative.
+        mask: as in `group_normalization`.
+        implementation: None, "plain" or "native"; see `evenkeel.use_implementation`.
+
+    Returns:
+        A tensor of x's shape and dtype, computed as in `group_normalization`.
+
+    Raises:
+        ValueError, TypeError, NotImplementedError: as `group_normalization`.
+    """
+    options = {"axis": axis, "epsilon": epsilon}
+    return _apply("layer_normalization", x, gamma, beta, mask, implementation, options)
+
+
+def rms_normalization(
+    x: Tensor,
+    gamma: Tensor | None = None,
+    *,
+    axis: int | Sequence[int] = -1,
+    epsilon: float = 1e-6,
+    mask: Tensor | None = None,
+    implementation: str | None = None,
+) -> Tensor:
+    """Divide by the root mean square over the given axes (Zhang and Sennrich, arXiv:1910.07467).
+
+    y = gamma * x / sqrt(mean(x**2) + epsilon). The arguments, the result and the errors are those
+    of `layer_normalization`, without beta.
+    """
+    options = {"axis": axis, "epsilon": epsilon}
+    return _apply("rms_normalization", x, gamma, None, mask, implementation, options)
+
+
+def check_single_axis(axis: Any) -> None:
+    """Raise TypeError unless axis is one integer."""
+    try:
+        operator.index(axis)
+    except TypeError:
+        raise TypeError(
+            f"axis={axis!r} must be one integer, the channel axis; for statistics over several "
+            "axes use layer normalization, which takes a list."
+        ) from None
+
+
+def check_group_count(groups: Any) -> None:
+    """Raise unless groups is a positive integer or -1."""
+    try:
+        count = operator.index(groups)
+    except TypeError:
+        raise TypeError(f"groups={groups!r} must be an integer.") from None
+    if count < 1 and count != -1:
+        raise ValueError(
+            f"groups={groups!r} must be a positive divisor of the number of channels, or -1 for "
+            "one group per channel."
+        )
+
+
+def check_epsilon(epsilon: Any) -> None:
+    """Raise ValueError unless epsilon is a finite number that is not negative."""
+    if not isinstance(epsilon, (int, float)) or not 0 <= epsilon < float("inf"):
+        raise ValueError(f"epsilon={epsilon!r} must be a finite number of zero or more.")
+
+
+def check_float64(requested: Any, given: Any) -> None:
+    """Raise ValueError where float64 was requested and the backend made something else of it."""
+    if str(requested) == "float64" and backend.standardize_dtype(given) != "float64":
+        raise ValueError(
+            "float64 was passed, but JAX computes in 32 bits unless told otherwise; set the "
+            "environment variable JAX_ENABLE_X64=1 (or jax.config.update('jax_enable_x64', True)) "
+            "before the first computation, or pass float32."
+        )
+
+
+def build_view(
+    shape: Sequence[int | None], *, axis: int | Sequence[int], groups: int | None = None
+) -> View:
+    """The view for an input of this shape: grouped channels, or whole axes where groups is None.
+
+    Raises:
+        ValueError: an axis does not exist or is the batch axis, or groups do not divide.
+    """
+    rank = len(shape)
+    axes = canonical_axes(axis, rank)
+    if groups is None:
+        return axes_view(rank, axes)
+    check_groups(groups, shape[axes[0]], axes[0])
+    return group_view(rank, axes[0], groups)
+
+
+def _apply(
+    function: str,
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    mask: Tensor | None,
+    implementation: str | None,
+    options: dict[str, Any],
+) -> Tensor:
+    """Compute the call, or record it where an argument is a KerasTensor."""
+    check_epsilon(options["epsilon"])
+    check_implementation(implementation)
+    if any(isinstance(one, keras.KerasTensor) for one in (x, gamma, beta, mask)):
+        given = {"gamma": gamma, "beta": beta, "mask": mask}
+        operation = NormalizationOperation(function, implementation, options)
+        return operation(x, **{name: one for name, one in given.items() if one is not None})
+    return normalize(
+        x,
+        gamma,
+        beta,
+        mask,
+        centered=function != "rms_normalization",
+        implementation=implementation,
+        **options,
+    )
+
+
+def normalize(
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    mask: Tensor | None,
+    *,
+    centered: bool,
+    implementation: str | None,
+    epsilon: float,
+    axis: int | Sequence[int],
+    groups: int | None = None,
+) -> Tensor:
+    """Convert and check the tensors, build the view, choose an implementation and call it."""
+    x, gamma, beta, mask = (
+        _convert(name, one)
+        for name, one in (("x", x), ("gamma", gamma), ("beta", beta), ("mask", mask))
+    )
+    view = build_view(x.shape, axis=axis, groups=groups)
+    _check_shapes(view, x, gamma, beta, mask)
+    if gamma is not None and beta is not None and len(gamma.shape) != len(beta.shape):
+        # One is per sample: repeat the other for every sample.
+        rank, rows = len(view.parameter_axes), keras.ops.shape(x)[0]
+        gamma, beta = (
+            one if len(one.shape) > rank else keras.ops.broadcast_to(one, (rows, *one.shape))
+            for one in (gamma, beta)
+        )
+    options = {"epsilon": epsilon, "centered": centered, "mask": mask}
+    compute = choose(implementation, x, gamma, beta, view, **options)
+    return compute(x, gamma, beta, view, **options)
+
+
+def _convert(name: str, value: Any) -> Tensor | None:
+    """A backend tensor of a dtype that fits this argument; None stays None."""
+    if value is None:
+        return None
+    tensor = keras.ops.convert_to_tensor(value)
+    dtype = backend.standardize_dtype(tensor.dtype)
+    if name == "mask":
+        if dtype != "bool":
+            raise TypeError(f"mask must be boolean; got {dtype}. Pass mask != 0.")
+        return tensor
+    if not dtype.startswith(("float", "bfloat")):
+        raise TypeError(f"{name} must be a floating-point tensor; got {dtype}. Cast it first.")
+    check_float64(getattr(value, "dtype", dtype), dtype)
+    return tensor
+
+
+def _check_shapes(view: View, x: Tensor, gamma: Any, beta: Any, mask: Any) -> None:
+    """Raise ValueError where a shape does not fit x's; unknown sizes fit everything."""
+
+    def fits(given: Sequence[int | None], expected: Sequence[int | None]) -> bool:
+        return all(a is None or b is None or a == b for a, b in zip(given, expected, strict=True))
+
+    shape = tuple(x.shape)
+    shared = view.parameter_shape(shape)
+    for name, parameter in (("gamma", gamma), ("beta", beta)):
+        if parameter is None:
+            continue
+        given = tuple(parameter.shape)
+        expected = shared if len(given) == len(shared) else (shape[0], *shared)
+        if len(given) != len(expected) or not fits(given, expected):
+            raise ValueError(
+                f"{name} has the shape {given}, but x of shape {shape} with parameters over axes "
+                f"{list(view.parameter_axes)} needs {shared}, or {(shape[0], *shared)} for one "
+                "per sample."
+            )
+    if mask is not None:
+        given = tuple(mask.shape)
+        if not 1 <= len(given) <= len(shape) or not fits(given, shape[: len(given)]):
+            raise ValueError(
+                f"mask has the shape {given}, which is not the beginning of x's shape {shape}; "
+                f"expected {shape[:1]}, {shape[:2]} or longer."
+            )
+
+
+@keras.saving.register_keras_serializable("evenkeel")
+class NormalizationOperation(keras.Operation):
+    """One of the functions above in a functional model, with its options.
+
+    Args:
+        function: the function's name.
+        implementation: its argument of that name.
+        options: its other options: epsilon, axis, and groups where it has them.
+    """
+
+    def __init__(
+        self,
+        function: str,
+        implementation: str | None,
+        options: dict[str, Any],
+        *,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(name=name)
+        self.function = function
+        self.implementation = implementation
+        self.options = options
+
+    def call(
+        self,
+        x: Tensor,
+        gamma: Tensor | None = None,
+        beta: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Compute the normalization of x."""
+        return normalize(
+            x,
+            gamma,
+            beta,
+            mask,
+            centered=self.function != "rms_normalization",
+            implementation=self.implementation,
+            **self.options,
+        )
+
+    def compute_output_spec(
+        self, x: Any, gamma: Any = None, beta: Any = None, mask: Any = None
+    ) -> keras.KerasTensor:
+        """Check the shapes; the result has x's shape and dtype. Nothing is computed."""
+        partition = {key: value for key, value in self.options.items() if key != "epsilon"}
+        _check_shapes(build_view(x.shape, **partition), x, gamma, beta, mask)
+        return keras.KerasTensor(x.shape, dtype=x.dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {
+            "function": self.function,
+            "implementation": self.implementation,
+            "options": self.options,
+            "name": self.name,
+        }
