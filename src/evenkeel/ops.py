@@ -8,6 +8,7 @@ with statistics over a part of each sample, and differs from the others only in 
 (`view.py`). The math is in `plain.py`.
 """
 
+import numbers
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -65,9 +66,8 @@ def group_normalization(
         TypeError: x is not floating, the mask not boolean, or axis or groups not an integer.
         NotImplementedError: the named implementation does not support the call.
     """
-    check_group_count(groups)
-    check_single_axis(axis)
-    options = {"groups": groups, "axis": axis, "epsilon": epsilon}
+    partition = {"groups": check_group_count(groups), "axis": check_single_axis(axis)}
+    options = {**partition, "epsilon": check_epsilon(epsilon)}
     return _apply("group_normalization", x, gamma, beta, mask, implementation, options)
 
 
@@ -85,8 +85,8 @@ def instance_normalization(
 
     This is `group_normalization` with one group per channel, and takes its other arguments.
     """
-    check_single_axis(axis)
-    options = {"groups": -1, "axis": axis, "epsilon": epsilon}
+    partition = {"groups": -1, "axis": check_single_axis(axis)}
+    options = {**partition, "epsilon": check_epsilon(epsilon)}
     return _apply("instance_normalization", x, gamma, beta, mask, implementation, options)
 
 
@@ -121,7 +121,7 @@ def layer_normalization(
     Raises:
         ValueError, TypeError, NotImplementedError: as `group_normalization`.
     """
-    options = {"axis": axis, "epsilon": epsilon}
+    options = {"axis": axis, "epsilon": check_epsilon(epsilon)}
     return _apply("layer_normalization", x, gamma, beta, mask, implementation, options)
 
 
@@ -139,14 +139,14 @@ def rms_normalization(
     y = gamma * x / sqrt(mean(x**2) + epsilon). The arguments, the result and the errors are those
     of `layer_normalization`, without beta.
     """
-    options = {"axis": axis, "epsilon": epsilon}
+    options = {"axis": axis, "epsilon": check_epsilon(epsilon)}
     return _apply("rms_normalization", x, gamma, None, mask, implementation, options)
 
 
-def check_single_axis(axis: Any) -> None:
-    """Raise TypeError unless axis is one integer."""
+def check_single_axis(axis: Any) -> int:
+    """Return axis as a plain integer, or raise TypeError if it is not one integer."""
     try:
-        operator.index(axis)
+        return operator.index(axis)
     except TypeError:
         raise TypeError(
             f"axis={axis!r} must be one integer, the channel axis; for statistics over several "
@@ -154,8 +154,8 @@ def check_single_axis(axis: Any) -> None:
         ) from None
 
 
-def check_group_count(groups: Any) -> None:
-    """Raise unless groups is a positive integer or -1."""
+def check_group_count(groups: Any) -> int:
+    """Return groups as a plain integer, or raise unless it is positive or -1."""
     try:
         count = operator.index(groups)
     except TypeError:
@@ -165,12 +165,14 @@ def check_group_count(groups: Any) -> None:
             f"groups={groups!r} must be a positive divisor of the number of channels, or -1 for "
             "one group per channel."
         )
+    return count
 
 
-def check_epsilon(epsilon: Any) -> None:
-    """Raise ValueError unless epsilon is a finite number that is not negative."""
-    if not isinstance(epsilon, (int, float)) or not 0 <= epsilon < float("inf"):
+def check_epsilon(epsilon: Any) -> float:
+    """Return epsilon as a plain float, or raise ValueError unless it is finite and >= 0."""
+    if not isinstance(epsilon, numbers.Real) or not 0 <= float(epsilon) < float("inf"):
         raise ValueError(f"epsilon={epsilon!r} must be a finite number of zero or more.")
+    return float(epsilon)
 
 
 def check_float64(requested: Any, given: Any) -> None:
@@ -209,7 +211,6 @@ def _apply(
     options: dict[str, Any],
 ) -> Tensor:
     """Compute the call, or record it where an argument is a KerasTensor."""
-    check_epsilon(options["epsilon"])
     check_implementation(implementation)
     if any(isinstance(one, keras.KerasTensor) for one in (x, gamma, beta, mask)):
         given = {"gamma": gamma, "beta": beta, "mask": mask}
@@ -262,15 +263,18 @@ def _convert(name: str, value: Any) -> Tensor | None:
     if value is None:
         return None
     tensor = keras.ops.convert_to_tensor(value)
-    dtype = backend.standardize_dtype(tensor.dtype)
-    if name == "mask":
-        if dtype != "bool":
-            raise TypeError(f"mask must be boolean; got {dtype}. Pass mask != 0.")
-        return tensor
-    if not dtype.startswith(("float", "bfloat")):
-        raise TypeError(f"{name} must be a floating-point tensor; got {dtype}. Cast it first.")
-    check_float64(getattr(value, "dtype", dtype), dtype)
+    _check_dtype(name, tensor)
+    check_float64(getattr(value, "dtype", tensor.dtype), tensor.dtype)
     return tensor
+
+
+def _check_dtype(name: str, tensor: Any) -> None:
+    """Raise TypeError unless a mask is boolean and anything else is floating."""
+    dtype = backend.standardize_dtype(tensor.dtype)
+    if name == "mask" and dtype != "bool":
+        raise TypeError(f"mask must be boolean; got {dtype}. Pass mask != 0.")
+    if name != "mask" and not dtype.startswith(("float", "bfloat")):
+        raise TypeError(f"{name} must be a floating-point tensor; got {dtype}. Cast it first.")
 
 
 def _check_shapes(view: View, x: Tensor, gamma: Any, beta: Any, mask: Any) -> None:
@@ -345,7 +349,10 @@ class NormalizationOperation(keras.Operation):
     def compute_output_spec(
         self, x: Any, gamma: Any = None, beta: Any = None, mask: Any = None
     ) -> keras.KerasTensor:
-        """Check the shapes; the result has x's shape and dtype. Nothing is computed."""
+        """Check dtypes and shapes; the result has x's shape and dtype. Nothing is computed."""
+        for name, one in {"x": x, "gamma": gamma, "beta": beta, "mask": mask}.items():
+            if one is not None:
+                _check_dtype(name, one)
         partition = {key: value for key, value in self.options.items() if key != "epsilon"}
         _check_shapes(build_view(x.shape, **partition), x, gamma, beta, mask)
         return keras.KerasTensor(x.shape, dtype=x.dtype)

@@ -106,6 +106,23 @@ def product(sizes: Iterable[Any]) -> Any:
     return functools.reduce(operator.mul, sizes, 1)
 
 
+def integer_axes(axis: int | Sequence[int]) -> tuple[int, ...]:
+    """Return axis or axes as a tuple of plain integers, in the given order.
+
+    Raises:
+        TypeError: an axis is not an integer.
+    """
+    axes = []
+    for one in axis if isinstance(axis, (list, tuple)) else (axis,):
+        try:
+            axes.append(operator.index(one))
+        except TypeError:
+            raise TypeError(
+                f"axis={axis!r} must be an integer or a list of integers; got {type(one).__name__}."
+            ) from None
+    return tuple(axes)
+
+
 def canonical_axes(axis: int | Sequence[int], rank: int) -> tuple[int, ...]:
     """Return axis or axes as ascending non-negative numbers, for an input of this rank.
 
@@ -115,18 +132,12 @@ def canonical_axes(axis: int | Sequence[int], rank: int) -> tuple[int, ...]:
         ValueError: an axis is out of range, given twice, the batch axis, or there is none.
         TypeError: an axis is not an integer.
     """
-    given = (axis,) if not isinstance(axis, (list, tuple)) else tuple(axis)
+    given = integer_axes(axis)
     allowed = f"1 to {rank - 1}, or -{rank - 1} to -1" if rank > 1 else "none"
     if not given:
         raise ValueError(f"axis={axis!r} names no axis; expected axes of {allowed}.")
     axes = []
-    for one in given:
-        try:
-            index = operator.index(one)
-        except TypeError:
-            raise TypeError(
-                f"axis={axis!r} must be an integer or a list of integers; got {type(one).__name__}."
-            ) from None
+    for index in given:
         if not -rank <= index < rank:
             raise ValueError(
                 f"axis={axis!r} is out of range for an input of rank {rank}; "

@@ -8,6 +8,7 @@ from keras import constraints, initializers, regularizers
 
 from evenkeel import ops
 from evenkeel.implementation import check as check_implementation
+from evenkeel.view import integer_axes
 
 Shape = Sequence[int | None]
 
@@ -38,9 +39,8 @@ class NormalizationLayer(keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        ops.check_epsilon(epsilon)
+        self.epsilon = ops.check_epsilon(epsilon)
         ops.check_float64(self.compute_dtype, keras.ops.zeros((), dtype=self.compute_dtype).dtype)
-        self.epsilon = epsilon
         self.center = center
         self.scale = scale
         self.beta_initializer = initializers.get(beta_initializer)
@@ -125,6 +125,21 @@ class NormalizationLayer(keras.layers.Layer):
         return config
 
 
-def several_axes(axis: int | Sequence[int]) -> int | list[int]:
-    """Axis or axes as the config stores them: an integer, or a list as it was given."""
-    return axis if isinstance(axis, int) else list(axis)
+def checked_axes(axis: int | Sequence[int]) -> int | list[int]:
+    """Axis or axes as the config stores them: an integer, or a list in the given order.
+
+    Raises:
+        ValueError: there is no axis, one is given twice, or one is the batch axis 0.
+        TypeError: an axis is not an integer.
+    """
+    axes = integer_axes(axis)
+    if not axes:
+        raise ValueError(f"axis={axis!r} names no axis; expected an integer or a list of them.")
+    if 0 in axes:
+        raise ValueError(
+            f"axis={axis!r} names the batch axis, whose samples must not be mixed; "
+            "expected axes from 1 on, or negative ones."
+        )
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"axis={axis!r} names an axis twice; expected each axis once.")
+    return list(axes) if isinstance(axis, (list, tuple)) else axes[0]

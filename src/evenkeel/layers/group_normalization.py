@@ -5,7 +5,7 @@ from typing import Any
 import keras
 
 from evenkeel import ops
-from evenkeel.layers.base import NormalizationLayer
+from evenkeel.layers.base import NormalizationLayer, checked_axes
 
 
 @keras.saving.register_keras_serializable("evenkeel")
@@ -69,10 +69,8 @@ class GroupNormalization(NormalizationLayer):
             implementation=implementation,
             **kwargs,
         )
-        ops.check_group_count(groups)
-        ops.check_single_axis(axis)
-        self.groups = groups
-        self.axis = axis
+        self.groups = ops.check_group_count(groups)
+        self.axis = checked_axes(ops.check_single_axis(axis))
 
     def partition(self) -> dict[str, Any]:
         """See the base class."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from evenkeel.layers.base import NormalizationLayer, several_axes
+from evenkeel.layers.base import NormalizationLayer, checked_axes
 
 
 @keras.saving.register_keras_serializable("evenkeel")
@@ -65,7 +65,7 @@ class LayerNormalization(NormalizationLayer):
             implementation=implementation,
             **kwargs,
         )
-        self.axis = several_axes(axis)
+        self.axis = checked_axes(axis)
 
     def partition(self) -> dict[str, Any]:
         """See the base class."""
