@@ -53,6 +53,15 @@ def randomize(layer: Any, rng: np.random.Generator) -> None:
     layer.set_weights([rng.uniform(-2, 2, one.shape).astype(one.dtype) for one in layer.weights])
 
 
+def compiled(layer: Any) -> Callable[..., Any]:
+    """The layer, in one piece on JAX, which else compiles every operation for every new shape."""
+    if keras.backend.backend() != "jax":
+        return layer
+    import jax
+
+    return jax.jit(lambda x, mask=None: layer(x, mask=mask))
+
+
 def expected(layer: Any, x: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
     """What the layer must compute, in float64."""
     weights = {one.name: ops.convert_to_numpy(one).astype("float64") for one in layer.weights}
