@@ -48,13 +48,61 @@ def run_explain(options: argparse.Namespace) -> int:
     return 0
 
 
-def add_compare(commands) -> None:
-    parser = commands.add_parser("compare", help="train a model once per normalization and report")
-    parser.set_defaults(run=run_compare)
+def add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the parser of `evenkeel compare`."""
+    from evenkeel.experiment import DEFAULTS
+
+    parser = commands.add_parser(
+        "compare",
+        help="train a model once per normalization and report",
+        description="Train the same model once per normalization, batch size and seed, and leave "
+        "a report. The same command again picks up finished runs and never repeats them.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--norms",
+        help="a comma list of none, batch, layer, instance, group and rms, with options after "
+        "colons: group:groups=5:epsilon=1e-5; several axes as layer:axis=1+2+3",
+    )
+    parser.add_argument(
+        "--model", help="tutorial: a small convolutional network; rnn: the image row by row"
+    )
+    parser.add_argument(
+        "--data",
+        help="digits, mnist, fashion_mnist, or FILE.npz with x_train, y_train, x_test, y_test; "
+        "uint8 images are scaled to 0 to 1, floats are taken as they are",
+    )
+    parser.add_argument("--train-size", metavar="N", help="train on N of the images; None: on all")
+    parser.add_argument(
+        "--train-on", help="train, or test: train on the test images, evaluate on the others"
+    )
+    parser.add_argument("--batch-sizes", metavar="N,N", help="images in a training step")
+    parser.add_argument("--epochs", metavar="N", help="passes over the training images")
+    parser.add_argument("--seeds", metavar="N", help="how many (5: 0 to 4), or a list such as 0,7")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="folder for the report and the runs",
+        default="evenkeel-compare",
+    )
+    parser.add_argument("--backend", help="tensorflow, jax or torch; None: as Keras is configured")
+    parser.set_defaults(run=run_compare, **DEFAULTS)
 
 
 def run_compare(options: argparse.Namespace) -> int:
-    raise NotImplementedError
+    """Run the comparison and print its table; Ctrl-C keeps what is finished."""
+    from evenkeel.experiment import DEFAULTS, compare
+
+    chosen = {name: getattr(options, name) for name in DEFAULTS}
+    try:
+        print(f"\n{compare(**chosen, out=options.out, backend=options.backend)}")
+    except KeyboardInterrupt:
+        print(
+            f"\nStopped. Finished runs are kept in {options.out}; give the same command to go on.",
+            file=sys.stderr,
+        )
+        return 130
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -28,18 +28,23 @@ def results(accuracies, times=None, epochs=10, not_applicable=None, **changed):
     return Results(settings, runs, not_applicable or {}, {}, (8, 8))
 
 
+def verdict(none, layer, group):
+    return results({("none", 2): none, ("layer", 2): layer, ("group", 2): group}).conclusion
+
+
 def test_overlapping_seeds_are_ties_and_apart_ones_are_not():
-    conclusion = results({
-        ("none", 2): [0.90, 0.91, 0.92], ("layer", 2): [0.93, 0.94, 0.96],
-        ("group", 2): [0.91, 0.95, 0.99],
-    }).conclusion  # fmt: skip
-    assert "layer and group are tied for best, ahead of none" not in conclusion  # 0.92 >= 0.91
-    assert "3 seeds, all are tied at batch size 2" in conclusion
-    conclusion = results({
-        ("none", 2): [0.90, 0.91, 0.92], ("layer", 2): [0.93, 0.94, 0.96],
-        ("group", 2): [0.925, 0.95, 0.99],
-    }).conclusion  # fmt: skip
-    assert "layer and group are tied for best, ahead of none at batch size 2" in conclusion
+    low, wide = [0.90, 0.91, 0.92], [0.92, 0.95, 0.99]
+    assert "over 3 seeds, all are tied at batch size 2" in verdict(low, [0.92] * 3, wide)
+    assert "group is ahead of none and layer at batch" in verdict(low, low, [0.93, 0.94, 0.95])
+
+
+def test_only_the_best_is_claimed_to_be_ahead():
+    # Layer overlaps both: nothing is said about layer and none.
+    text = verdict([0.90, 0.91, 0.92], [0.91, 0.94, 0.96], [0.93, 0.95, 0.99])
+    assert "group is ahead of none, and tied with layer, at batch size 2" in text
+    # Layer and none are apart, but both overlap the best: that is not "all are tied".
+    text = verdict([0.90, 0.91, 0.92], [0.93, 0.94, 0.95], [0.91, 0.96, 0.99])
+    assert "group is best on average but tied with none and layer at batch size 2" in text
 
 
 def test_each_batch_size_has_its_verdict_and_equal_ones_are_said_once():

@@ -142,7 +142,8 @@ def _pictures(results: Results) -> Iterable[str]:
 
 def _unwrapped(text: str) -> str:
     """Join the continued lines of text that was wrapped for a terminal; the page wraps anew."""
-    return re.sub(r"\n {4,}", " ", text)
+    joined = re.sub(r"(?<![.:)])\n +(?!- )", " ", re.sub(r"\n {4,}", " ", text))
+    return re.sub(r"^ +", "", joined, flags=re.MULTILINE)
 
 
 def _settings(results: Results) -> list[tuple[str, str]]:

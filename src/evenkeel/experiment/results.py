@@ -196,14 +196,18 @@ def conclude(summary: list[dict[str, Any]], seeds: int, epochs: int) -> str:
 
 
 def _verdict(rows: list[dict[str, Any]]) -> str:
-    best = max(rows, key=lambda row: row["test_accuracy"])
-    tied = [row["norm"] for row in rows if row["test_accuracy_high"] >= best["test_accuracy_low"]]
-    behind = [row["norm"] for row in rows if row["norm"] not in tied]
-    if not behind:
+    """What is said is about the best one, so that each claim is about a pair that was looked at."""
+    lowest_high = min(row["test_accuracy_high"] for row in rows)
+    if max(row["test_accuracy_low"] for row in rows) <= lowest_high:  # then every pair overlaps
         return f"{'both' if len(rows) == 2 else 'all'} are tied"
-    if len(tied) == 1:
-        return f"{best['norm']} is ahead of {_listed(behind)}"
-    return f"{_listed(tied)} are tied for best, ahead of {_listed(behind)}"
+    best = max(rows, key=lambda row: row["test_accuracy"])
+    others = [row for row in rows if row is not best]
+    behind = [r["norm"] for r in others if r["test_accuracy_high"] < best["test_accuracy_low"]]
+    tied = [row["norm"] for row in others if row["norm"] not in behind]
+    if not behind:
+        return f"{best['norm']} is best on average but tied with {_listed(tied)}"
+    too = f", and tied with {_listed(tied)}," if tied else ""
+    return f"{best['norm']} is ahead of {_listed(behind)}{too}"
 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
