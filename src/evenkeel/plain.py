@@ -87,7 +87,8 @@ def normalize(
     if isinstance(count, int):
         share: Any = 1.0 / max(count, 1)
     else:
-        share = 1.0 / ops.maximum(ops.cast(count, compute_dtype), 1.0)
+        # Not maximum: on PyTorch, Keras' maximum with a number turns float64 into float32.
+        share = 1.0 / ops.where(count > 0, ops.cast(count, compute_dtype), 1.0)
 
     rest: Any = 0.0
     if centered:
