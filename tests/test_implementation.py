@@ -1,0 +1,215 @@
+"""Which implementation runs, who says so, and what is told about it."""
+
+import importlib.metadata
+import threading
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import evenkeel
+from evenkeel import native, plain
+
+X = np.arange(24, dtype="float32").reshape(2, 3, 4) ** 2
+
+
+class FakeNative:
+    """Kernels that say which calls they cannot compute, and write down those they compute."""
+
+    def __init__(self):
+        self.reason = None
+        self.asked = []
+        self.computed = []
+
+    def unsupported(self, x, gamma, beta, view, *, epsilon, centered, mask):
+        self.asked.append((x, gamma, beta, view, epsilon, centered, mask))
+        return self.reason
+
+    def normalize(self, x, gamma, beta, view, *, epsilon, centered, mask):
+        self.computed.append((x, gamma, beta, view, epsilon, centered, mask))
+        return x * 0 + 7
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    fake = FakeNative()
+    monkeypatch.setattr(native, "unsupported", fake.unsupported)
+    monkeypatch.setattr(native, "normalize", fake.normalize)
+    return fake
+
+
+@pytest.fixture
+def plain_calls(monkeypatch):
+    """The calls that the plain math computes."""
+    calls, original = [], plain.normalize
+
+    def normalize(*arguments, **options):
+        calls.append((arguments, options))
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(plain, "normalize", normalize)
+    return calls
+
+
+def normalized(**options):
+    return ops.convert_to_numpy(evenkeel.ops.layer_normalization(X, **options))
+
+
+def test_none_takes_native_kernels_that_support_the_call(kernels, plain_calls):
+    assert np.all(normalized() == 7)
+    assert (len(kernels.computed), len(plain_calls)) == (1, 0)
+
+
+def test_none_falls_back_to_plain_where_the_kernels_have_a_reason(kernels, plain_calls):
+    kernels.reason = "it is Sunday"
+    assert np.all(normalized() < 7)
+    assert len(kernels.asked) == 1
+    assert (len(kernels.computed), len(plain_calls)) == (0, 1)
+
+
+def test_native_is_native_or_an_error_with_the_reason(kernels, plain_calls):
+    assert np.all(normalized(implementation="native") == 7)
+    kernels.reason = "it is Sunday"
+    with pytest.raises(NotImplementedError, match=r"cannot compute this call: it is Sunday\."):
+        normalized(implementation="native")
+    assert (len(kernels.computed), len(plain_calls)) == (1, 0)
+
+
+def test_plain_is_plain_and_asks_nobody(kernels, plain_calls):
+    normalized(implementation="plain")
+    assert (kernels.asked, kernels.computed, len(plain_calls)) == ([], [], 1)
+
+
+def test_this_build_has_no_kernels_and_uses_plain(plain_calls):
+    normalized()
+    assert len(plain_calls) == 1
+    with pytest.raises(NotImplementedError, match="this build of evenkeel has no native kernels"):
+        normalized(implementation="native")
+
+
+def test_everything_arrives_unchanged(kernels):
+    gamma, beta = np.float32([1, 2, 3, 4]), np.float32([5, 6, 7, 8])
+    mask = np.array([[True, False, True], [False, True, True]])
+    evenkeel.ops.group_normalization(X, gamma, beta, groups=2, epsilon=0.25, mask=mask)
+    evenkeel.ops.rms_normalization(X, axis=[2, 1], epsilon=0.5)
+    assert kernels.asked == kernels.computed
+    first, second = kernels.computed
+    for one, other in zip([*first[:3], first[6]], [X, gamma, beta, mask], strict=True):
+        assert keras.ops.is_tensor(one)
+        assert keras.backend.standardize_dtype(one.dtype) == other.dtype
+        np.testing.assert_array_equal(ops.convert_to_numpy(one), other)
+    assert first[3:6] == (evenkeel.ops.build_view(X.shape, axis=2, groups=2), 0.25, True)
+    assert second[1:] == (
+        None, None, evenkeel.ops.build_view(X.shape, axis=[1, 2]), 0.5, False, None,
+    )  # fmt: skip
+
+
+def test_a_layer_passes_its_implementation_its_mask_and_its_weights(kernels, plain_calls):
+    mask = np.array([True, False])
+    layer = evenkeel.GroupNormalization(groups=2)
+    assert np.all(ops.convert_to_numpy(layer(X, mask=mask)) == 7)
+    _, gamma, beta, view, epsilon, centered, arrived = kernels.computed[0]
+    np.testing.assert_array_equal(ops.convert_to_numpy(arrived), mask)
+    np.testing.assert_array_equal(ops.convert_to_numpy(gamma), np.ones(4))
+    np.testing.assert_array_equal(ops.convert_to_numpy(beta), np.zeros(4))
+    assert (view.groups, epsilon, centered) == (2, 1e-3, True)
+    evenkeel.GroupNormalization(groups=2, implementation="plain")(X)
+    assert (len(kernels.computed), len(plain_calls)) == (1, 1)
+    kernels.reason = "it is Sunday"
+    with pytest.raises(NotImplementedError, match="it is Sunday"):
+        evenkeel.RMSNormalization(implementation="native")(X)
+
+
+def test_building_a_model_and_output_shapes_compute_nothing(kernels, plain_calls):
+    inputs = keras.Input((3, 4))
+    evenkeel.ops.layer_normalization(inputs)
+    evenkeel.LayerNormalization().compute_output_shape((2, 3, 4))
+    assert (kernels.asked, kernels.computed, plain_calls) == ([], [], [])
+
+
+def test_use_implementation_nests_and_ends(kernels, plain_calls):
+    def ran():
+        counts = len(kernels.computed), len(plain_calls)
+        normalized()
+        return "native" if len(kernels.computed) > counts[0] else "plain"
+
+    assert ran() == "native"
+    with evenkeel.use_implementation("plain"):
+        assert ran() == "plain"
+        with evenkeel.use_implementation("native"):
+            assert ran() == "native"
+            with evenkeel.use_implementation(None):
+                assert ran() == "native"
+        assert ran() == "plain"
+        with evenkeel.use_implementation(None):
+            assert ran() == "native"
+        assert ran() == "plain"
+    assert ran() == "native"
+
+
+def test_an_explicit_argument_wins_over_use_implementation(kernels, plain_calls):
+    with evenkeel.use_implementation("plain"):
+        normalized(implementation="native")
+    assert (len(kernels.computed), len(plain_calls)) == (1, 0)
+    with evenkeel.use_implementation("native"):
+        normalized(implementation="plain")
+        evenkeel.LayerNormalization(implementation="plain")(X)
+    assert (len(kernels.computed), len(plain_calls)) == (1, 2)
+
+
+def test_use_implementation_native_raises_with_the_reason(kernels):
+    kernels.reason = "it is Sunday"
+    with (
+        evenkeel.use_implementation("native"),
+        pytest.raises(NotImplementedError, match="it is Sunday"),
+    ):
+        normalized()
+
+
+def test_use_implementation_ends_with_an_exception(kernels, plain_calls):
+    with pytest.raises(KeyError), evenkeel.use_implementation("plain"):
+        raise KeyError
+    normalized()
+    assert (len(kernels.computed), len(plain_calls)) == (1, 0)
+
+
+def test_use_implementation_is_of_one_thread(kernels, plain_calls):
+    entered, finished = threading.Event(), threading.Event()
+
+    def other():
+        with evenkeel.use_implementation("plain"):
+            entered.set()
+            finished.wait(30)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert entered.wait(30)
+    normalized()
+    finished.set()
+    thread.join()
+    assert (len(kernels.computed), len(plain_calls)) == (1, 0)
+
+
+def test_use_implementation_refuses_unknown_names():
+    with (
+        pytest.raises(ValueError, match=r"implementation='fast' is unknown; .*'native', 'plain'"),
+        evenkeel.use_implementation("fast"),
+    ):
+        pass
+
+
+def test_show_config(capsys, monkeypatch):
+    assert evenkeel.show_config() is None
+    printed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert printed["evenkeel"] == importlib.metadata.version("evenkeel") == evenkeel.__version__
+    assert printed["keras"] == keras.__version__
+    assert printed["numpy"] == np.__version__
+    assert printed["backend"] == keras.backend.backend()
+    assert printed["plain"].startswith("usable")
+    assert printed["native"] == "this build of evenkeel has no native kernels"
+    for name in ("tensorflow", "jax", "torch"):
+        assert printed[name][0].isdigit() or printed[name] == "not installed"
+    monkeypatch.setattr(native, "UNAVAILABLE", None)
+    evenkeel.show_config()
+    assert "native      usable" in capsys.readouterr().out.splitlines()
