@@ -1,11 +1,24 @@
 """Reverse-mode derivatives of a function of tensors, on whichever backend is active."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """JAX's transposed function, compiled once for calls with the same function object."""
+    import jax
+
+    def run(tensors: list[Any], cotangent: Any) -> tuple[Any, Any]:
+        value, pullback = jax.vjp(function, *tensors)
+        return value, pullback(cotangent.astype(value.dtype))
+
+    return jax.jit(run)
 
 
 def value_and_gradients(
@@ -20,10 +33,7 @@ def value_and_gradients(
     tensors = [ops.convert_to_tensor(one) for one in arguments]
     match keras.backend.backend():
         case "jax":
-            import jax
-
-            value, pullback = jax.vjp(function, *tensors)
-            gradients = pullback(ops.cast(cotangent, value.dtype))
+            value, gradients = _compiled(function)(tensors, ops.convert_to_tensor(cotangent))
         case "tensorflow":
             import tensorflow as tf
 

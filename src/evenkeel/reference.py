@@ -13,20 +13,20 @@ from evenkeel.view import View
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def _expand(x: Array, view: View) -> tuple[Array, tuple[int, ...]]:
+def expand(x: Array, view: View) -> tuple[Array, tuple[int, ...]]:
     """x with one axis per factor, and the positions of the reduced ones."""
     factors = view.factors
     expanded = x.transpose(view.order).reshape([view.size(one, x.shape) for one in factors])
     return expanded, tuple(i for i, one in enumerate(factors) if one.reduced)
 
 
-def _collapse(expanded: Array, shape: tuple[int, ...], view: View) -> Array:
-    """The inverse of `_expand`."""
+def collapse(expanded: Array, shape: tuple[int, ...], view: View) -> Array:
+    """The inverse of `expand`."""
     transposed = expanded.reshape([shape[axis] for axis in view.order])
     return transposed.transpose(np.argsort(view.order))
 
 
-def _parameter(value: Array | None, default: float, x: Array, view: View) -> Array:
+def parameter(value: Array | None, default: float, x: Array, view: View) -> Array:
     """gamma or beta broadcast over x: of the parameter shape, or (N,) + that shape."""
     if value is None:
         return np.full(x.shape, default, x.dtype)
@@ -38,18 +38,21 @@ def _parameter(value: Array | None, default: float, x: Array, view: View) -> Arr
     )
 
 
-def _statistics(
+def statistics(
     x: Array, view: View, epsilon: float, centered: bool, mask: Array | None
 ) -> tuple[Array, Array, Array, Array]:
     """xhat and 1/sd, with one axis per factor, which elements count, and how many per group."""
-    expanded, reduced = _expand(x, view)
-    real = np.ones(expanded.shape, bool) if mask is None else _expand(mask, view)[0]
+    expanded, reduced = expand(x, view)
+    real = np.ones(expanded.shape, bool) if mask is None else expand(mask, view)[0]
     count = real.sum(reduced, keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        mean = np.zeros_like(count, x.dtype)
+        mean = rest = np.zeros_like(count, x.dtype)
         if centered:
             mean = np.where(real, expanded, 0).sum(reduced, keepdims=True) / np.maximum(count, 1)
-        xc = expanded - mean
+            # What rounding left of the mean, kept apart: long sums lose digits here too.
+            rest = np.where(real, expanded - mean, 0).sum(reduced, keepdims=True)
+            rest = rest / np.maximum(count, 1)
+        xc = expanded - mean - rest
         squares = np.where(real, xc, 0) ** 2
         variance = squares.sum(reduced, keepdims=True) / np.maximum(count, 1)
         rstd = 1 / np.sqrt(variance + np.asarray(epsilon, x.dtype))
@@ -71,9 +74,9 @@ def normalize(
 
     `mask` has x's shape. A group without a real element yields beta.
     """
-    xhat = _collapse(_statistics(x, view, epsilon, centered, mask)[0], x.shape, view)
+    xhat = collapse(statistics(x, view, epsilon, centered, mask)[0], x.shape, view)
     with np.errstate(invalid="ignore"):
-        return xhat * _parameter(gamma, 1, x, view) + _parameter(beta, 0, x, view)
+        return xhat * parameter(gamma, 1, x, view) + parameter(beta, 0, x, view)
 
 
 def gradient(
@@ -96,27 +99,28 @@ def gradient(
     without sum(g) where the mean is not subtracted. For gamma=None and beta=None the returned
     gradients are those of ones and zeros of the parameter shape.
     """
-    xhat, rstd, real, count = _statistics(x, view, epsilon, centered, mask)
-    scale = _parameter(gamma, 1, x, view)
-    g, reduced = _expand(scale * cotangent, view)
+    xhat, rstd, real, count = statistics(x, view, epsilon, centered, mask)
+    scale = parameter(gamma, 1, x, view)
+    g, reduced = expand(scale * cotangent, view)
     n = np.maximum(count, 1)
-    # A masked NaN or Inf reaches no other gradient.
-    finite = np.where(real | np.isfinite(xhat), xhat, 0)
-    projection = (g * finite).sum(reduced, keepdims=True) / n * finite
+    # A masked element that is not finite takes the statistics, gamma and beta as constants.
+    usable = real | np.isfinite(xhat)
+    xhat = np.where(usable, xhat, 0)
+    projection = (g * xhat).sum(reduced, keepdims=True) / n * xhat
     if centered:
-        # Masked elements move the other's statistics by nothing but move with them.
-        aside = real | np.isfinite(xhat)
-        projection = projection + np.where(aside, g, 0).sum(reduced, keepdims=True) / n
+        projection = projection + np.where(usable, g, 0).sum(reduced, keepdims=True) / n
     dx = np.where(count > 0, rstd * (g - np.where(real, projection, 0)), 0)
-    terms = cotangent * _collapse(finite, x.shape, view)
+    terms = cotangent * collapse(xhat, x.shape, view)
+    offsets = np.where(collapse(usable, x.shape, view), cotangent, 0)
     return (
-        _collapse(dx, x.shape, view),
-        _sum_to_parameter(terms, gamma, view),
-        _sum_to_parameter(cotangent, beta, view),
+        collapse(dx, x.shape, view),
+        sum_to_parameter(terms, gamma, view),
+        sum_to_parameter(offsets, beta, view),
     )
 
 
-def _sum_to_parameter(terms: Array, parameter: Array | None, view: View) -> Array:
+def sum_to_parameter(terms: Array, parameter: Array | None, view: View) -> Array:
+    """Sum an array of x's shape over the axes along which gamma (or beta) does not vary."""
     axes = view.parameter_axes
     if parameter is not None and parameter.ndim > len(axes):
         axes = (0, *axes)
