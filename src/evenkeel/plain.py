@@ -93,6 +93,9 @@ def normalize(
     rest: Any = 0.0
     if centered:
         pivot = ops.stop_gradient(total(real(x), reduced) * share)
+        # A compiler may compute the pivot again where it is used, fused with the subtraction and so
+        # rounded differently; behind a selection it is one and the same number everywhere.
+        pivot = ops.where(ops.isfinite(pivot), pivot, 0.0)
         x = x - spread(pivot, reduced)
         rest = total(real(x), reduced) * share
     # A sum of squares can overflow where their mean does not: divide before it is complete.
