@@ -7,7 +7,8 @@
 PYTHON ?= python3
 BACKEND ?= jax
 ARGS ?=
-OUT ?= runs/$(BACKEND)
+# A folder for each set of settings: a folder of other settings is refused.
+OUT ?= runs/$(BACKEND)$(if $(ARGS),-$(firstword $(shell echo '$(ARGS)' | cksum)))
 BACKENDS ?= jax tensorflow torch
 
 BIN := .venv/bin

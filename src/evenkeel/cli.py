@@ -105,15 +105,31 @@ def run_compare(options: argparse.Namespace) -> int:
     return 0
 
 
+def add_config(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Declare `evenkeel config`."""
+    parser = commands.add_parser("config", help="versions, and which implementations can be used")
+    parser.add_argument("--backend", help="the Keras backend to show (default: as configured)")
+    parser.set_defaults(run=run_config)
+
+
+def run_config(options: argparse.Namespace) -> int:
+    """Print what `evenkeel.show_config()` prints."""
+    from evenkeel.config import show_config
+
+    show_config()
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; wrong input is one sentence on stderr and exit code 2."""
     parser = argparse.ArgumentParser(prog="evenkeel", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (add_compare, add_explain):
+    for add in (add_compare, add_explain, add_config):
         add(commands)
     options = parser.parse_args(arguments)
     try:
-        return options.run(options)
+        code: int = options.run(options)
+        return code
     except InputError as error:
         print(f"evenkeel {options.command}: {error}", file=sys.stderr)
         return 2
