@@ -7,7 +7,8 @@ It is written for numbers first:
 - The mean is carried in two parts. A first mean, rounded to the compute dtype, is only a *pivot*;
   the mean of x - pivot is the rest. The result does not depend on the pivot, so the pivot is a
   constant to every derivative.
-- The variance is the mean of squares about both parts, never a difference of large numbers.
+- The variance is the mean of squares about the pivot less the square of the rest, which is small:
+  never a difference of large numbers.
 - Sums run over one short axis at a time (`layout.py` cuts long ones), and what is broadcast is
   broadcast one axis at a time, so that the sums of the backward pass take the same path back.
 """
