@@ -66,29 +66,31 @@ def test_a_record_is_what_fit_did(monkeypatch):
     spy = Spy()
     chosen = settings(epochs=3)
     record, _ = train(runs.Models("tutorial", DATA.image_shape), chosen, 5, spy)
-    # 48 images make 4 batches of 10; 8 images, others each time, are left out of an epoch.
-    assert [len(x) for x, _ in fed] == [40, 40, 40]
+    # 48 images make 4 batches of 10 and one of 8: every epoch has them all, in another order.
+    assert [len(x) for x, _ in fed] == [48, 48, 48]
     assert len({x.tobytes() for x, _ in fed}) == 3
     images = {
         image.tobytes(): label for image, label in zip(DATA.x_train, DATA.y_train, strict=True)
     }
     for x, y in fed:
         assert [images[image.tobytes()] for image in x] == list(y)
-        assert len({image.tobytes() for image in x}) == 40
+        assert len({image.tobytes() for image in x}) == 48
     assert [(e, s, n) for e, s, n, *_ in spy.steps] == [
-        (e, s, 4) for e in range(3) for s in range(4)
+        (e, s, 5) for e in range(3) for s in range(5)
     ]
-    assert record["steps"] == 12
-    # Three steps of the first epoch and the first of each later one are not timed.
+    assert record["steps"] == 15
+    # Three steps of the first epoch, the first of each later one and the last are not timed.
     assert record["steps_timed"] == 1 + 3 + 3
     assert record["step_ms"] > 0
     assert [epoch["epoch"] for epoch in record["epochs"]] == [1, 2, 3]
     assert record["test_accuracy"] == record["epochs"][-1]["test_accuracy"]
     assert record["train_loss"] == pytest.approx(spy.steps[-1][3])
-    assert [point["step"] for point in record["curve"]] == list(range(1, 13))
+    assert [point["step"] for point in record["curve"]] == list(range(1, 16))
     # The curve's points are means of single steps here; together they are Keras' running mean.
-    epoch = [point["loss"] for point in record["curve"][8:]]
-    assert np.mean(epoch) == pytest.approx(record["train_loss"], rel=1e-5)
+    epoch = [point["loss"] for point in record["curve"][10:]]
+    assert np.average(epoch, weights=[10, 10, 10, 10, 8]) == pytest.approx(
+        record["train_loss"], rel=1e-5
+    )
     assert record["parameters"] == 100 + 10 + 10 + 4 * 3 * 10 * 128 + 128 + 1290
 
 

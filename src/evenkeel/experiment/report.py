@@ -21,8 +21,8 @@ MODELS = {
 METHOD = (
     "Each model is trained with Keras' fit and Adam at its default settings, once for each "
     "normalization, batch size and seed. A seed gives all normalizations the same initial weights "
-    "of the layers they share and the same batches in the same order; images that do not fill the "
-    "last batch of an epoch are left out of that epoch. Numbers are those after the last epoch. "
+    "of the layers they share and the same batches in the same order; the last batch of an epoch "
+    "holds the images that are left. Numbers are those after the last epoch. "
     "A time is the median over a run's steps, each from its start until its loss is known, "
     "without the first steps, which compile; small models mostly measure the framework's "
     "overhead."

@@ -170,20 +170,19 @@ def train(
     """Train the model with Keras' `fit` and evaluate it after each epoch.
 
     Every epoch the images are shuffled anew, by the seed and the epoch alone, so all
-    normalizations see the same batches in the same order. Images that do not fill the last batch
-    are left out of that epoch.
+    normalizations see the same batches in the same order. The last batch of an epoch holds the
+    images that are left, as in any Keras `fit`.
 
     Returns:
         What the run file holds, as JSON values; see docs/compare.md.
     """
     began = time.perf_counter()
     model = compiled.fresh(run)
-    steps = len(data.x_train) // run.batch_size
-    meter = _Meter(watcher, interrupt, steps, max(1, CURVE_POINTS // settings.epochs))
+    points = max(1, CURVE_POINTS // settings.epochs)
+    meter = _Meter(watcher, interrupt, len(data.x_train), run.batch_size, points)
     epochs = []
     for epoch in range(settings.epochs):
         order = np.random.default_rng([run.seed, epoch]).permutation(len(data.x_train))
-        order = order[: steps * run.batch_size]
         # One call an epoch, because fit's own shuffle differs from backend to backend.
         history = model.fit(
             data.x_train[order],
@@ -213,7 +212,7 @@ def train(
         "seed": run.seed,
         **{key: value for key, value in epochs[-1].items() if key != "epoch"},
         "step_ms": 1e3 * statistics.median(meter.times) if meter.times else None,
-        "steps": steps * settings.epochs,
+        "steps": meter.steps * settings.epochs,
         "steps_timed": len(meter.times),
         "parameters": model.count_params(),
         "seconds": time.perf_counter() - began,
@@ -229,16 +228,19 @@ class _Meter(keras.callbacks.Callback):
     way on a backend that computes asynchronously.
     """
 
-    def __init__(self, watcher: Watcher, interrupt: Interrupt, steps: int, points: int) -> None:
+    def __init__(
+        self, watcher: Watcher, interrupt: Interrupt, images: int, batch_size: int, points: int
+    ) -> None:
         super().__init__()
         self.watcher, self.interrupt = watcher, interrupt
-        self.steps, self.points = steps, points
+        self.images, self.batch_size, self.points = images, batch_size, points
+        self.steps = -(-images // batch_size)
         self.times: list[float] = []
         self.curve: list[dict[str, float]] = []
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self.epoch = epoch
-        self.since = (0, 0.0, 0.0)  # steps of this epoch in the curve, with their sums
+        self.since = (0, 0.0, 0.0)  # images of this epoch in the curve, with their sums
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         self.began = time.perf_counter()
@@ -246,8 +248,9 @@ class _Meter(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         loss = float(logs["loss"])
         took = time.perf_counter() - self.began
-        # The first step of a later epoch starts a new call of fit.
-        if batch >= (WARM_UP if self.epoch == 0 else 1):
+        # The first step of a later epoch starts a new call of fit; a smaller last batch compiles.
+        whole = (batch + 1) * self.batch_size <= self.images
+        if whole and batch >= (WARM_UP if self.epoch == 0 else 1):
             self.times.append(took)
         accuracy = float(logs["accuracy"])
         done = batch + 1
@@ -259,12 +262,13 @@ class _Meter(keras.callbacks.Callback):
 
     def _add_point(self, done: int, loss: float, accuracy: float) -> None:
         """Keras' logs are means since the epoch began; the curve has the means in between."""
-        steps, losses, accuracies = self.since
-        self.since = (done, loss * done, accuracy * done)
+        seen = min(done * self.batch_size, self.images)
+        before, losses, accuracies = self.since
+        self.since = (seen, loss * seen, accuracy * seen)
         self.curve.append(
             {
                 "step": self.epoch * self.steps + done,
-                "loss": (loss * done - losses) / (done - steps),
-                "accuracy": (accuracy * done - accuracies) / (done - steps),
+                "loss": (loss * seen - losses) / (seen - before),
+                "accuracy": (accuracy * seen - accuracies) / (seen - before),
             }
         )
