@@ -81,12 +81,12 @@ def array(value):
     return np.asarray(ops.convert_to_numpy(value) if ops.is_tensor(value) else value, np.float64)
 
 
-def agree(found, expected, atol):
-    """Assert that two results, or lists of them, agree."""
+def assert_agree(found, expected, atol):
+    """Assert that two results, or lists of them, assert_agree."""
     np.testing.assert_allclose(array(found), array(expected), rtol=0, atol=atol)
 
 
-def close(found, exact):
+def assert_close(found, exact):
     """Assert equality to float32 precision, relative to the largest value."""
     found, exact = array(found), array(exact)
     assert found.shape == exact.shape

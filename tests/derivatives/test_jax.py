@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import evenkeel
-from derivatives.expected import CASES, Point, close
+from derivatives.expected import CASES, Point, assert_close
 
 pytestmark = pytest.mark.parametrize("case", CASES, ids=str)
 
@@ -19,9 +19,9 @@ def test_forward_mode(case):
     point = Point(case)
     inputs, direction = tuple(point.inputs), tuple(point.direction)
     _, tangent = jax.jit(lambda a, b: jax.jvp(point.call, a, b))(inputs, direction)
-    close(tangent, point.tangent())
+    assert_close(tangent, point.tangent())
     found = jax.jit(lambda a, b: jax.linearize(point.call, *a)[1](*b))(inputs, direction)
-    close(found, point.tangent())
+    assert_close(found, point.tangent())
 
 
 def test_jacobians(case):
@@ -32,7 +32,7 @@ def test_jacobians(case):
     along = jnp.tensordot(forward, point.direction[0], len(case.shape))
     only_x = [point.direction[0], *[np.zeros_like(one) for one in point.direction[1:]]]
     point.direction = only_x
-    close(along, point.tangent())
+    assert_close(along, point.tangent())
 
 
 def test_second_derivatives(case):
@@ -47,11 +47,11 @@ def test_second_derivatives(case):
     )(inputs)
     for found in (forward_over_reverse, reverse_over_reverse):
         for one, exact in zip(found[:2], point.second()[:2], strict=True):
-            close(one, exact)
+            assert_close(one, exact)
     hessian = jax.jit(jax.hessian(lambda x: loss(point)([x, *inputs[1:]])))(inputs[0])
     along = jnp.tensordot(hessian, direction[0], len(case.shape))
     point.direction = [direction[0], *[np.zeros_like(one) for one in direction[1:]]]
-    close(along, point.second()[0])
+    assert_close(along, point.second()[0])
 
 
 @pytest.mark.parametrize("mapped", ["x", "gamma", "all"])
@@ -95,4 +95,4 @@ def test_gradient_penalty_step(case):
     # By the chain rule: 2 * (d of_x / d gamma) applied to of_x, from the Hessian along of_x.
     of_x = point.gradient()[0].astype(np.float32)
     point.direction = [of_x, *[np.zeros_like(one) for one in point.inputs[1:]]]
-    close(found, 2 * point.second()[1])
+    assert_close(found, 2 * point.second()[1])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from derivatives.expected import CASES, Point, agree, close
+from derivatives.expected import CASES, Point, assert_agree, assert_close
 
 pytestmark = pytest.mark.parametrize("case", CASES, ids=str)
 
@@ -25,7 +25,7 @@ def test_forward_mode(case):
     inputs = tensors(point.inputs)
     with tf.autodiff.ForwardAccumulator(inputs, tensors(point.direction)) as accumulator:
         y = point.call(*inputs)
-    close(accumulator.jvp(y), point.tangent())
+    assert_close(accumulator.jvp(y), point.tangent())
 
 
 def test_forward_over_reverse(case):
@@ -34,7 +34,7 @@ def test_forward_over_reverse(case):
     with tf.autodiff.ForwardAccumulator(inputs, tensors(point.direction)) as accumulator:
         found = gradients(point, inputs)
     for one, exact in zip(found[:2], point.second()[:2], strict=True):
-        close(accumulator.jvp(one), exact)
+        assert_close(accumulator.jvp(one), exact)
 
 
 def test_reverse_over_reverse(case):
@@ -45,7 +45,7 @@ def test_reverse_over_reverse(case):
         found = gradients(point, inputs)
         along = sum(tf.reduce_sum(one * by) for one, by in zip(found, point.direction, strict=True))
     for one, exact in zip(tape.gradient(along, inputs)[:2], point.second()[:2], strict=True):
-        close(one, exact)
+        assert_close(one, exact)
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["graph", "xla"])
@@ -53,7 +53,7 @@ def test_functions(case, compiled):
     point = Point(case)
     function = tf.function(lambda *inputs: gradients(point, list(inputs)), jit_compile=compiled)
     for one, exact in zip(function(*tensors(point.inputs)), point.gradient(), strict=True):
-        close(one, exact)
+        assert_close(one, exact)
 
 
 def test_jacobian_and_vectorized_map(case):
@@ -65,8 +65,8 @@ def test_jacobian_and_vectorized_map(case):
     jacobian = tape.jacobian(y, inputs[0])
     along = tf.tensordot(jacobian, point.direction[0], len(case.shape))
     point.direction = [point.direction[0], *[np.zeros_like(one) for one in point.direction[1:]]]
-    close(along, point.tangent())
+    assert_close(along, point.tangent())
     stacked = tf.stack([inputs[0], inputs[0] * 2 + 1])
     found = tf.vectorized_map(lambda x: point.call(x, *inputs[1:]), stacked)
     rows = tf.stack([point.call(one, *inputs[1:]) for one in tf.unstack(stacked)])
-    agree(found, rows, 1e-5)
+    assert_agree(found, rows, 1e-5)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 
-from derivatives.expected import CASES, Point, agree, close
+from derivatives.expected import CASES, Point, assert_agree, assert_close
 
 pytestmark = pytest.mark.parametrize("case", CASES, ids=str)
 
@@ -22,10 +22,10 @@ def test_forward_mode(case):
     point = Point(case)
     inputs, direction = tensors(point.inputs), tensors(point.direction)
     _, tangent = torch.func.jvp(point.call, inputs, direction)
-    close(tangent, point.tangent())
+    assert_close(tangent, point.tangent())
     with forward_ad.dual_level():
         duals = [forward_ad.make_dual(a, b) for a, b in zip(inputs, direction, strict=True)]
-        close(forward_ad.unpack_dual(point.call(*duals)).tangent, point.tangent())
+        assert_close(forward_ad.unpack_dual(point.call(*duals)).tangent, point.tangent())
 
 
 def test_jacobians(case):
@@ -33,10 +33,10 @@ def test_jacobians(case):
     inputs = tensors(point.inputs)
     forward = torch.func.jacfwd(point.call)(*inputs)
     reverse = torch.func.jacrev(point.call)(*inputs)
-    agree(forward, reverse, 2e-5)
+    assert_agree(forward, reverse, 2e-5)
     along = torch.tensordot(forward, torch.tensor(point.direction[0]), len(case.shape))
     point.direction = [point.direction[0], *[np.zeros_like(one) for one in point.direction[1:]]]
-    close(along, point.tangent())
+    assert_close(along, point.tangent())
 
 
 def test_every_input_alone(case):
@@ -44,18 +44,18 @@ def test_every_input_alone(case):
     point = Point(case)
     inputs = tensors(point.inputs)
     for i, exact in enumerate(point.gradient()):
-        close(torch.func.grad(loss(point), argnums=i)(*inputs), exact)
+        assert_close(torch.func.grad(loss(point), argnums=i)(*inputs), exact)
         stacked = [torch.stack([one, one + 1]) if i == j else one for j, one in enumerate(inputs)]
         axes = tuple(0 if i == j else None for j in range(len(inputs)))
         found = torch.func.vmap(point.call, in_dims=axes)(*stacked)
         rows = [[one[k] if i == j else one for j, one in enumerate(stacked)] for k in range(2)]
-        agree(found, torch.stack([point.call(*row) for row in rows]), 1e-5)
+        assert_agree(found, torch.stack([point.call(*row) for row in rows]), 1e-5)
         direction = tensors([np.ones_like(one) for one in point.inputs])
         alone = lambda one: point.call(*inputs[:i], one, *inputs[i + 1 :])  # noqa: B023, E731
         tangent = torch.func.jvp(alone, (inputs[i],), (direction[i],))[1]
         point.direction = [np.full_like(one, float(i == j)) for j, one in enumerate(point.inputs)]
         if abs(point.tangent()).max() > 1e-2:  # moving all of x together changes nothing
-            close(tangent, point.tangent())
+            assert_close(tangent, point.tangent())
 
 
 def test_second_derivatives(case):
@@ -64,12 +64,12 @@ def test_second_derivatives(case):
     gradients = torch.autograd.grad(loss(point)(*inputs), inputs, create_graph=True)
     along = sum((one * by).sum() for one, by in zip(gradients, direction, strict=True))
     for one, exact in zip(torch.autograd.grad(along, inputs[:2]), point.second()[:2], strict=True):
-        close(one, exact)
+        assert_close(one, exact)
     x, *rest = tensors(point.inputs)
     hessian = torch.func.hessian(lambda x: loss(point)(x, *rest))(x)
     along = torch.tensordot(hessian, direction[0], len(case.shape))
     point.direction = [point.direction[0], *[np.zeros_like(one) for one in point.direction[1:]]]
-    close(along, point.second()[0])
+    assert_close(along, point.second()[0])
 
 
 def test_vmap_and_grad(case):
@@ -77,9 +77,9 @@ def test_vmap_and_grad(case):
     stacked = tensors([np.stack([one, one * 2 + 1]) for one in point.inputs])
     of_all = torch.func.grad(loss(point))
     rows = torch.stack([of_all(*[one[k] for one in stacked]) for k in range(2)])
-    agree(torch.func.vmap(of_all)(*stacked), rows, 2e-4)
+    assert_agree(torch.func.vmap(of_all)(*stacked), rows, 2e-4)
     total = torch.func.grad(lambda x: torch.func.vmap(loss(point))(x, *stacked[1:]).sum())
-    agree(total(stacked[0]), rows, 2e-4)
+    assert_agree(total(stacked[0]), rows, 2e-4)
 
 
 def test_compile_and_export(case, tmp_path):
@@ -91,4 +91,4 @@ def test_compile_and_export(case, tmp_path):
             return point.call(*inputs)
 
     program = torch.export.export(Module(), inputs)
-    close(program.module()(*inputs), point.call(*inputs))
+    assert_close(program.module()(*inputs), point.call(*inputs))
