@@ -82,7 +82,7 @@ def array(value):
 
 
 def assert_agree(found, expected, atol):
-    """Assert that two results, or lists of them, assert_agree."""
+    """Assert that two results, or lists of them, agree."""
     np.testing.assert_allclose(array(found), array(expected), rtol=0, atol=atol)
 
 
