@@ -390,10 +390,15 @@ def test_symbolic_shapes_are_checked_when_the_model_is_made(kind):
 
 @every_function
 def test_the_options_of_an_operation_survive_its_config(kind):
-    config = NormalizationOperation(
-        f"{kind}_normalization", "plain", FUNCTIONS[kind][2] | {"epsilon": 0.5}, name="norm"
-    ).get_config()
-    assert NormalizationOperation.from_config(config).get_config() == config
+    arguments = {
+        "function": f"{kind}_normalization",
+        "implementation": "plain",
+        "options": FUNCTIONS[kind][2] | {"epsilon": 0.5},
+        "name": "norm",
+    }
+    operation = NormalizationOperation(**arguments)
+    assert operation.get_config() == arguments
+    assert NormalizationOperation.from_config(arguments).get_config() == arguments
 
 
 def test_the_dtype_of_a_symbolic_result_is_that_of_x():

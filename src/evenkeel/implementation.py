@@ -10,7 +10,7 @@ or raises with its reason.
 """
 
 import contextlib
-import contextvars
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,7 +18,19 @@ from evenkeel import native, plain
 
 NAMES = ("native", "plain")  # fastest first
 
-_default: contextvars.ContextVar[str | None] = contextvars.ContextVar("default", default=None)
+
+class _Default(threading.local):
+    """The implementation that this thread's `with` blocks ask for.
+
+    Not a context variable, nor a class attribute: torch.compile cannot trace the one, and does not
+    see when an instance hides the other.
+    """
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+
+
+_default = _Default()
 
 
 def check(name: str | None) -> str | None:
@@ -35,8 +47,8 @@ def check(name: str | None) -> str | None:
 def use_implementation(name: str | None) -> Iterator[None]:
     """Make `name` the implementation of every call inside the `with` block that names none.
 
-    An explicit `implementation=` argument wins. A function that a framework compiles keeps what
-    was chosen when it was traced.
+    An explicit `implementation=` argument wins. A function that TensorFlow or JAX compiles keeps
+    what was chosen when it was traced; torch.compile traces it again.
 
     Args:
         name: "plain", "native", or None for the fastest that supports each call.
@@ -44,11 +56,11 @@ def use_implementation(name: str | None) -> Iterator[None]:
     Raises:
         ValueError: the name is unknown.
     """
-    token = _default.set(check(name))
+    outer, _default.name = _default.name, check(name)
     try:
         yield
     finally:
-        _default.reset(token)
+        _default.name = outer
 
 
 def choose(requested: str | None, *call: Any, **options: Any) -> Callable[..., Any]:
@@ -58,7 +70,7 @@ def choose(requested: str | None, *call: Any, **options: Any) -> Callable[..., A
         ValueError: the name is unknown.
         NotImplementedError: a named implementation does not support the call; says why.
     """
-    name = check(requested) or _default.get()
+    name = check(requested) or _default.name
     if name == "plain":
         return plain.normalize
     reason = native.unsupported(*call, **options)

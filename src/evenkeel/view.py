@@ -199,7 +199,14 @@ def _runs(factors: list[Factor]) -> tuple[tuple[Factor, ...], ...]:
     """Merge neighbouring factors into the four runs, transposing those that alternate too often."""
 
     def neighbours(ordered: list[Factor]) -> list[tuple[Factor, ...]]:
-        return [tuple(run) for _, run in itertools.groupby(ordered, lambda one: one.reduced)]
+        # Not itertools.groupby, which torch.compile cannot trace.
+        runs: list[tuple[Factor, ...]] = []
+        for one in ordered:
+            if runs and runs[-1][-1].reduced == one.reduced:
+                runs[-1] = (*runs[-1], one)
+            else:
+                runs.append((one,))
+        return runs
 
     def aligned(runs: list[tuple[Factor, ...]]) -> list[tuple[Factor, ...]]:
         # The last run is R1 where it is reduced and K1 where it is kept; the others precede it.
