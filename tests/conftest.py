@@ -5,6 +5,31 @@ import numpy as np
 import pytest
 
 
+# What compiles hundreds of functions, or trains for long: `make quick` leaves it out.
+SLOW = (
+    "tests/derivatives/",
+    "tests/layers/test_dtypes.py",
+    "tests/layers/test_masks.py",
+    "tests/layers/test_shapes.py",
+    "tests/layers/test_torch_compile.py",
+    "tests/layers/test_training.py",
+    "tests/test_inference_backends.py",
+    "tests/test_numbers.py::test_float64",
+    "tests/test_numbers.py::test_half_precision",
+    "tests/test_numbers.py::test_keras_agrees",
+    "tests/test_numbers.py::test_masked_nan",
+    "tests/test_numbers.py::test_nan_and_inf",
+    "tests/test_saving.py",
+    "tests/test_tutorial.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.nodeid.startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
+
+
 def pytest_report_header() -> str:
     return f"keras {keras.__version__}, backend: {keras.backend.backend()}"
 
