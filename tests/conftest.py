@@ -4,7 +4,6 @@ import keras
 import numpy as np
 import pytest
 
-
 # What compiles hundreds of functions, or trains for long: `make quick` leaves it out.
 SLOW = (
     "tests/derivatives/",
