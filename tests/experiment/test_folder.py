@@ -81,25 +81,35 @@ def test_changed_settings_are_refused_and_named(tmp_path):
         folder.save_run(RUN, RECORD)
     before = (tmp_path / "settings.json").read_bytes()
     changed = {**IDENTITY, "settings": {"epochs": 3, "norms": {"none": {}}}}
-    refused(tmp_path, changed, r"differs in epochs \(2 there, 3 now\). .*another folder with --out")
-    refused(tmp_path, {**IDENTITY, "data_sha256": "x"}, r'data_sha256 \("ab" there, "x" now\)')
-    refused(tmp_path, {**IDENTITY, "versions": {"keras": "4"}}, r'keras \(null there, "4" now\)')
+    assert_refused(
+        tmp_path, changed, r"differs in epochs \(2 there, 3 now\). .*another folder with --out"
+    )
+    assert_refused(
+        tmp_path, {**IDENTITY, "data_sha256": "x"}, r'data_sha256 \("ab" there, "x" now\)'
+    )
+    assert_refused(
+        tmp_path, {**IDENTITY, "versions": {"keras": "4"}}, r'keras \(null there, "4" now\)'
+    )
     assert (tmp_path / "settings.json").read_bytes() == before
 
 
 def test_one_process_at_a_time(tmp_path):
     with hold(tmp_path, IDENTITY):
-        refused(tmp_path, IDENTITY, "another evenkeel compare works in .* wait for it to end")
+        assert_refused(
+            tmp_path, IDENTITY, "another evenkeel compare works in .* wait for it to end"
+        )
     with hold(tmp_path, IDENTITY):
         pass
 
 
 def test_folders_of_something_else_are_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
-    refused(tmp_path, IDENTITY, "holds thesis.tex and no comparison; nothing is overwritten")
+    assert_refused(tmp_path, IDENTITY, "holds thesis.tex and no comparison; nothing is overwritten")
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
-    refused(tmp_path / "thesis.tex", IDENTITY, "is a file; name a folder")
-    refused(tmp_path / "thesis.tex" / "out", IDENTITY, "cannot write to --out .*Not a directory")
+    assert_refused(tmp_path / "thesis.tex", IDENTITY, "is a file; name a folder")
+    assert_refused(
+        tmp_path / "thesis.tex" / "out", IDENTITY, "cannot write to --out .*Not a directory"
+    )
 
 
 def test_a_folder_killed_before_its_settings_were_written_is_taken(tmp_path):
@@ -112,9 +122,9 @@ def test_a_folder_killed_before_its_settings_were_written_is_taken(tmp_path):
 
 def test_unreadable_settings_are_refused(tmp_path):
     (tmp_path / "settings.json").write_text("{")
-    refused(tmp_path, IDENTITY, "settings.json cannot be read, .* name another folder")
+    assert_refused(tmp_path, IDENTITY, "settings.json cannot be read, .* name another folder")
 
 
-def refused(path, identity, message):
+def assert_refused(path, identity, message):
     with pytest.raises(InputError, match=message), hold(path, identity):
         pytest.fail("the folder was opened")
