@@ -10,6 +10,7 @@ from keras import ops
 
 import evenkeel
 from evenkeel import native, plain
+from evenkeel.kernels import library
 
 X = np.arange(24, dtype="float32").reshape(2, 3, 4) ** 2
 
@@ -81,11 +82,38 @@ def test_plain_is_plain_and_asks_nobody(kernels, plain_calls):
     assert (kernels.asked, kernels.computed, len(plain_calls)) == ([], [], 1)
 
 
-def test_this_build_has_no_kernels_and_uses_plain(plain_calls):
+def test_a_build_without_kernels_uses_plain(plain_calls, monkeypatch):
+    monkeypatch.setattr(native, "KERNELS", None)
+    monkeypatch.setattr(native, "UNAVAILABLE", "there was no compiler")
     normalized()
     assert len(plain_calls) == 1
-    with pytest.raises(NotImplementedError, match="this build of evenkeel has no native kernels"):
+    with pytest.raises(NotImplementedError, match="this call: there was no compiler"):
         normalized(implementation="native")
+
+
+@pytest.mark.skipif(native.UNAVAILABLE is not None, reason=str(native.UNAVAILABLE))
+def test_native_computes_the_default_and_leaves_masks_to_plain(plain_calls):
+    expected = normalized(implementation="plain")
+    del plain_calls[:]
+    np.testing.assert_allclose(normalized(), expected, rtol=1e-5, atol=1e-5)
+    assert plain_calls == []
+    mask = np.ones((2,), bool)
+    normalized(mask=mask)
+    assert len(plain_calls) == 1
+    with pytest.raises(NotImplementedError, match="mask"):
+        normalized(mask=mask, implementation="native")
+
+
+def test_a_library_that_does_not_load_is_told(monkeypatch, tmp_path):
+    broken = tmp_path / "libevenkeel.so"
+    broken.write_bytes(b"not a library")
+    monkeypatch.setattr(library, "path", lambda name: broken)
+    monkeypatch.setattr(library, "load", library.load.__wrapped__)
+    if keras.backend.backend() in ("jax", "tensorflow", "torch"):
+        with pytest.warns(RuntimeWarning, match=r"plain path: .* does not load: .*libevenkeel"):
+            assert native._find()[0] is None
+    else:
+        assert "no native kernels for" in native._find()[1]
 
 
 def test_everything_arrives_unchanged(kernels):
@@ -207,9 +235,13 @@ def test_show_config(capsys, monkeypatch):
     assert printed["numpy"] == np.__version__
     assert printed["backend"] == keras.backend.backend()
     assert printed["plain"].startswith("usable")
-    assert printed["native"] == "this build of evenkeel has no native kernels"
+    if native.UNAVAILABLE is None:
+        assert printed["native"] == f"usable ({library.isa()}, {library.threads()} threads)"
+    else:
+        assert printed["native"] == native.UNAVAILABLE
     for name in ("tensorflow", "jax", "torch"):
         assert printed[name][0].isdigit() or printed[name] == "not installed"
-    monkeypatch.setattr(native, "UNAVAILABLE", None)
+    monkeypatch.setattr(native, "KERNELS", None)
+    monkeypatch.setattr(native, "UNAVAILABLE", "there was no compiler")
     evenkeel.show_config()
-    assert "native      usable" in capsys.readouterr().out.splitlines()
+    assert "native      there was no compiler" in capsys.readouterr().out.splitlines()

@@ -302,6 +302,7 @@ def test_an_unknown_implementation(kind):
 
 @every_function
 def test_the_native_implementation_says_why_it_cannot(kind, monkeypatch):
+    monkeypatch.setattr(evenkeel.native, "KERNELS", None)
     monkeypatch.setattr(evenkeel.native, "UNAVAILABLE", "it was not built")
     message = (
         r"implementation='native' cannot compute this call: it was not built. "

@@ -6,6 +6,7 @@ import platform
 import keras
 
 from evenkeel import implementation, native
+from evenkeel.kernels import library
 
 
 def _version(package: str) -> str:
@@ -13,6 +14,12 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+def _native_text() -> str:
+    """The instruction set and the threads of the kernels."""
+    count = library.threads()
+    return f"usable ({library.isa()}, {count} thread{'s' if count > 1 else ''})"
 
 
 def config_text() -> str:
@@ -33,7 +40,7 @@ def config_text() -> str:
         "jax": _version("jax"),
         "torch": _version("torch"),
     }
-    usable = {"native": native.UNAVAILABLE or "usable", "plain": "usable (keras.ops)"}
+    usable = {"native": native.UNAVAILABLE or _native_text(), "plain": "usable (keras.ops)"}
     lines = [f"{name:<12}{version}" for name, version in versions.items()]
     lines += [f"{'backend':<12}{keras.backend.backend()}", f"{'machine':<12}{platform.machine()}"]
     lines += [f"{name:<12}{usable[name]}" for name in implementation.NAMES]

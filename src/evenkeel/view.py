@@ -86,6 +86,29 @@ class View:
         """Whether gamma and beta vary along this factor."""
         return factor.axis in self.parameter_axes or (per_sample and factor.axis == 0)
 
+    def permuted(self, order: Sequence[int]) -> "View":
+        """The view of the input after its axes were permuted to `order`."""
+        factors = [
+            dataclasses.replace(factor, axis=position)
+            for position, axis in enumerate(order)
+            for factor in self.factors
+            if factor.axis == axis
+        ]
+        axes = tuple(sorted(order.index(axis) for axis in self.parameter_axes))
+        return View(self.rank, _runs(factors), axes, self.groups)
+
+    def vary_over(self, axis: int) -> "View":
+        """The view with gamma and beta varying over one more axis."""
+        axes = tuple(sorted({axis, *self.parameter_axes}))
+        return dataclasses.replace(self, parameter_axes=axes)
+
+    def with_leading_axis(self) -> "View":
+        """The view of a stack of inputs: one more kept axis in front."""
+        factors = [Factor(0, False)]
+        factors += [dataclasses.replace(one, axis=one.axis + 1) for one in self.factors]
+        axes = tuple(axis + 1 for axis in self.parameter_axes)
+        return View(self.rank + 1, _runs(factors), axes, self.groups)
+
     def parameter_strides(self, shape: Sequence[int], per_sample: bool = False) -> tuple[int, ...]:
         """For each factor, how far one step along it moves in the flattened gamma (or beta)."""
         axes = ((0,) if per_sample else ()) + self.parameter_axes

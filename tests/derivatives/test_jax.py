@@ -91,7 +91,7 @@ def test_gradient_penalty_step(case):
     found = jax.jit(jax.grad(penalty))(gamma)
     with evenkeel.use_implementation("plain"):
         plain = jax.jit(jax.grad(penalty))(gamma)
-    np.testing.assert_allclose(found, plain, rtol=1e-6)
+    np.testing.assert_allclose(found, plain, rtol=1e-5, atol=1e-6 * abs(plain).max())
     # By the chain rule: 2 * (d of_x / d gamma) applied to of_x, from the Hessian along of_x.
     of_x = point.gradient()[0].astype(np.float32)
     point.direction = [of_x, *[np.zeros_like(one) for one in point.inputs[1:]]]

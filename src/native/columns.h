@@ -1,0 +1,727 @@
+// Columns: the elements of a group lie in R0 stretches of lanes, K1 * R1 of them to a stretch, of
+// which R1 neighbours belong to one group. Sums are taken for each lane and folded into groups.
+//
+// Short stretches are folded: several of them, end on end, make one row of lanes that fills
+// vectors. Long ones are cut into tiles, so that a tile of all R0 stretches stays in the cache.
+
+namespace evenkeel {
+namespace EVENKEEL_ISA {
+
+// How the lanes of one K0 slice are cut, and its rows.
+struct ColumnShape {
+  int64_t lanes;    // K1 * R1
+  int64_t lengths;  // R0
+  int64_t fold;     // stretches in a row
+  int64_t width;    // lanes of a tile, in all stretches of a row; a multiple of R1
+  int64_t tiles;    // in a K0 slice
+  bool by_row;      // gamma varies along R0
+
+  // `reads` tensors of elements of so many bytes are read twice.
+  ColumnShape(const Problem& p, int64_t bytes, int reads, int vector_lanes)
+      : lanes(p.size[2] * p.size[3]), lengths(p.size[1]), fold(1), by_row(p.strides[1].varies()) {
+    // Tiles are whole groups and, but for the last, whole cache lines.
+    const int64_t together = p.size[3], line = 64 / bytes;
+    const int64_t unit = together / common_divisor(together, line) * line;
+    const int64_t fitting = reads * kCacheBytes / (lengths * bytes * reads) / unit * unit;
+    width = lanes;
+    if (lanes > most(fitting, unit) || lanes > kMostLanes) {
+      const int64_t widest = least(kMostLanes, fitting ? fitting : lanes) / unit * unit;
+      const int64_t count = ceil_div(lanes, most(unit, widest));
+      width = least(lanes, ceil_div(ceil_div(lanes, count), unit) * unit);
+    }
+    if (width == lanes && !by_row) {
+      // Stretches that make rows of whole vectors, and of a few of them.
+      const int64_t step = 2 * vector_lanes;
+      const int64_t whole = step / common_divisor(lanes, step);
+      if (whole * lanes <= kMostLanes && whole * 4 <= lengths) fold = whole;
+      while (fold * lanes < 4 * step && fold * 8 <= lengths) fold *= 2;
+    }
+    tiles = ceil_div(lanes, width);
+  }
+
+  static constexpr int64_t kMostLanes = 1024;
+
+  static int64_t common_divisor(int64_t a, int64_t b) {
+    while (b) {
+      const int64_t rest = a % b;
+      a = b;
+      b = rest;
+    }
+    return a;
+  }
+};
+
+// One tile of one K0 slice.
+struct Tile {
+  int64_t slice;     // of K0
+  int64_t first;     // lane
+  int64_t lanes;     // of a stretch
+  int64_t width;     // lanes * fold
+  int64_t stride;    // elements from row to row
+  int64_t rows;      // complete ones
+  int64_t rest;      // elements in the incomplete last row, fewer than width
+  int64_t begin;     // the first element, in x
+  int64_t group;     // the first group
+  int64_t groups;
+
+  Tile(const Problem& p, const ColumnShape& shape, int64_t unit) {
+    slice = unit / shape.tiles;
+    first = unit % shape.tiles * shape.width;
+    lanes = least(shape.width, shape.lanes - first);
+    width = lanes * shape.fold;
+    stride = shape.lanes * shape.fold;
+    rows = shape.lengths / shape.fold;
+    rest = shape.lengths % shape.fold * lanes;
+    begin = slice * shape.lengths * shape.lanes + first;
+    group = slice * p.size[2] + first / p.size[3];
+    groups = lanes / p.size[3];
+  }
+};
+
+// Rows begin to end of a tile, of which the last may be incomplete.
+struct RowRange {
+  int64_t begin, end;
+};
+
+template <class T>
+class Columns {
+ public:
+  using S = typename Compute<T>::type;
+  using V = Vector<T>;
+
+  Columns(const Problem& p, const void* x, const void* gamma, const evenkeel_executor* executor,
+          int reads)
+      : p_(p),
+        shape_(p, sizeof(T), reads, kLanes<T>),
+        units_(p.size[0] * shape_.tiles),
+        x_(static_cast<const T*>(x)),
+        gamma_(static_cast<const S*>(gamma)),
+        executor_(executor) {
+    const int64_t in_unit = shape_.lengths * least(shape_.width, shape_.lanes);
+    const bool fits = in_unit * reads * int64_t(sizeof(T)) <= 2 * kCacheBytes;
+    const int64_t rows = all_rows();
+    per_task_ = most(1, kTaskElements / in_unit);
+    chunk_ = rows;
+    if ((!fits || units_ < 8) && p.elements >= 2 * kTaskElements)
+      chunk_ = least(rows, most(kShortSum, kTaskElements / (shape_.fold * shape_.width)));
+    chunks_ = ceil_div(rows, chunk_);
+  }
+
+  // Rows of a tile, with the incomplete one.
+  int64_t all_rows() const { return ceil_div(shape_.lengths, shape_.fold); }
+  RowRange all() const { return {0, all_rows()}; }
+  RowRange chunk(int64_t i) const { return {i * chunk_, least(all_rows(), (i + 1) * chunk_)}; }
+  Tile tile(int64_t unit) const { return Tile(p_, shape_, unit); }
+  int64_t widest() const { return shape_.fold * shape_.width; }
+
+  // The elements of the incomplete row if the range has it, and the end of the complete ones.
+  int64_t rest_of(const Tile& t, RowRange range) const { return range.end > t.rows ? t.rest : 0; }
+
+  // A number that the compiler knows.
+  template <int n>
+  struct Constant {
+    static constexpr int value = n;
+  };
+
+  // Call body(j, Constant<n>) for all lanes in steps of n vectors, of `most` where there are as
+  // many, and one(j) for the lanes that are left.
+  template <int most, class Body, class One>
+  static void for_lanes(int64_t width, const Body& body, const One& one) {
+    int64_t j = 0;
+    for (; j + most * kLanes<T> <= width; j += most * kLanes<T>) body(j, Constant<most>());
+    if constexpr (most > 1)
+      for (; j + kLanes<T> <= width; j += kLanes<T>) body(j, Constant<1>());
+    for (; j < width; ++j) one(j);
+  }
+
+  // Rows that are read together, so that they are in the nearest cache for all their lanes.
+  int64_t block(const Tile& t) const {
+    return most(8, least(kShortSum, 16384 / (t.width * int64_t(sizeof(T)))));
+  }
+
+  // Add the moments of each lane about its pivot, in short sums of the compute type.
+  void moments(Tile t, RowRange range, const S* pivot, double* sum, double* squares) const {
+    const T* x = x_ + t.begin;
+    const int64_t stop = least(range.end, t.rows), step = block(t);
+    for (int64_t r = range.begin; r < stop; r += step) {
+      const int64_t last = least(stop, r + step);
+      for_lanes<2>(
+          t.width,
+          [&](int64_t j, auto vectors) {
+            constexpr int kVectors = decltype(vectors)::value;
+            V p[kVectors], s[kVectors] = {}, q[kVectors] = {};
+            __builtin_memcpy(p, pivot + j, sizeof p);
+            for (int64_t i = r; i < last; ++i) {
+              for (int k = 0; k < kVectors; ++k) {
+                const V d = load(x + i * t.stride + j + k * kLanes<T>) - p[k];
+                s[k] += d;
+                q[k] = madd(d, d, q[k]);
+              }
+            }
+            for (int k = 0; k < kVectors; ++k) {
+              add_to(sum + j + k * kLanes<T>, s[k]);
+              add_to(squares + j + k * kLanes<T>, q[k]);
+            }
+          },
+          [&](int64_t j) {
+            for (int64_t i = r; i < last; ++i) {
+              const double d = get(x[i * t.stride + j]) - pivot[j];
+              sum[j] += d;
+              squares[j] = madd(d, d, squares[j]);
+            }
+          });
+    }
+    for (int64_t j = 0; j < rest_of(t, range); ++j) {
+      const double d = get(x[t.rows * t.stride + j]) - pivot[j];
+      sum[j] += d;
+      squares[j] = madd(d, d, squares[j]);
+    }
+  }
+
+  // The sum over the lanes of one group, in all stretches of a row.
+  template <class Of>
+  double over_group(const Tile& t, int64_t g, const Of& of) const {
+    const int64_t together = p_.size[3];
+    double sum = 0;
+    for (int64_t first = g * together; first < t.width; first += t.lanes)
+      for (int64_t j = first; j < first + together; ++j) sum += of(j);
+    return sum;
+  }
+
+  // Write one number per group to all its lanes.
+  template <class N, class Of>
+  void to_lanes(const Tile& t, N* lanes, const Of& of) const {
+    const int64_t together = p_.size[3];
+    for (int64_t g = 0; g < t.groups; ++g) {
+      const N value = N(of(g));
+      for (int64_t j = g * together; j < (g + 1) * together; ++j) lanes[j] = value;
+    }
+    for (int64_t j = t.lanes; j < t.width; ++j) lanes[j] = lanes[j - t.lanes];
+  }
+
+  // The place of a lane's gamma within its slice, and of a slice's.
+  int64_t lane_parameter(const Tile& t, int64_t j) const {
+    const int64_t lane = t.first + j % t.lanes, together = p_.size[3];
+    return p_.strides[2].offset(lane / together) + p_.strides[3].offset(lane % together);
+  }
+  int64_t slice_parameter(const Tile& t) const { return p_.strides[0].offset(t.slice); }
+  bool lanes_vary() const { return p_.strides[2].varies() || p_.strides[3].varies(); }
+
+  const Problem& p_;
+  const ColumnShape shape_;
+  const int64_t units_;
+  const T* x_;
+  const S* gamma_;
+  const evenkeel_executor* executor_;
+  int64_t per_task_, chunk_, chunks_;
+};
+
+template <class T>
+class ForwardColumns : Columns<T> {
+  using Base = Columns<T>;
+  using typename Base::S;
+  using typename Base::V;
+  using Base::p_, Base::shape_, Base::units_, Base::x_, Base::gamma_, Base::executor_;
+  using Base::per_task_, Base::chunks_;
+
+ public:
+  explicit ForwardColumns(const Forward& f)
+      : Base(f.p, f.x, f.gamma, f.executor, 1),
+        beta_(static_cast<const S*>(f.beta)),
+        y_(static_cast<T*>(f.y)),
+        statistics_(static_cast<S*>(f.statistics)),
+        variance_(static_cast<S*>(f.variance)),
+        past_(p_.elements * int64_t(sizeof(T)) >= kStreamBytes &&
+              can_stream(y_, shape_.lanes * shape_.fold) && can_stream(y_, shape_.lanes) &&
+              can_stream(y_, shape_.width)) {}
+
+  bool run() {
+    if (chunks_ == 1) {
+      return run_all(executor_, ceil_div(units_, per_task_), [&](int64_t task) {
+        Scratch scratch;
+        Lanes lanes(this->widest(), scratch);
+        if (scratch.failed()) return false;
+        for (int64_t u = task * per_task_; u < least(units_, (task + 1) * per_task_); ++u) {
+          const Tile t = this->tile(u);
+          bool far = !p_.given;
+          for (int pass = 0; pass < 2 && far; ++pass) {
+            for (int64_t j = 0; j < t.width; ++j) lanes.sum[j] = lanes.squares[j] = 0;
+            pivots(t, pass, lanes.pivot);
+            this->moments(t, this->all(), lanes.pivot, lanes.sum, lanes.squares);
+            far = statistics(t, lanes.pivot, lanes.sum, lanes.squares);
+          }
+          apply(t, this->all(), lanes);
+        }
+        if (past_) end_of_stream();
+        return true;
+      });
+    }
+    Scratch scratch;
+    const int64_t width = this->widest();
+    S* pivot = scratch.get<S>(units_ * width);
+    double* sums = scratch.get<double>(units_ * chunks_ * 2 * width);
+    if (scratch.failed()) return false;
+    bool far = !p_.given;
+    for (int pass = 0; pass < 2 && far; ++pass) {
+      for (int64_t u = 0; u < units_; ++u) pivots(this->tile(u), pass, pivot + u * width);
+      run_all(executor_, units_ * chunks_, [&](int64_t task) {
+        double* sum = sums + task * 2 * width;
+        for (int64_t j = 0; j < 2 * width; ++j) sum[j] = 0;
+        this->moments(this->tile(task / chunks_), this->chunk(task % chunks_),
+                      pivot + task / chunks_ * width, sum, sum + width);
+        return true;
+      });
+      far = false;
+      for (int64_t u = 0; u < units_; ++u) {
+        double* first = sums + u * chunks_ * 2 * width;
+        for (int64_t i = 1; i < chunks_; ++i)
+          for (int64_t j = 0; j < 2 * width; ++j) first[j] += first[i * 2 * width + j];
+        far |= statistics(this->tile(u), pivot + u * width, first, first + width);
+      }
+    }
+    // Backwards: what was read last is in the cache still.
+    return run_all(executor_, units_ * chunks_, [&](int64_t task) {
+      task = units_ * chunks_ - 1 - task;
+      Scratch own;
+      Lanes lanes(width, own);
+      if (own.failed()) return false;
+      apply(this->tile(task / chunks_), this->chunk(task % chunks_), lanes);
+      if (past_) end_of_stream();
+      return true;
+    });
+  }
+
+ private:
+  // Numbers for each lane of a tile. Passed by value, so that no store seems to change it.
+  struct Lanes {
+    double *sum, *squares;
+    S *pivot, *high, *scale, *shift, *gamma, *beta;
+
+    Lanes(int64_t width, Scratch& scratch) {
+      sum = scratch.get<double>(2 * width);
+      squares = sum + width;
+      S** all[] = {&pivot, &high, &scale, &shift, &gamma, &beta};
+      S* next = scratch.get<S>(6 * width);
+      for (S** one : all) {
+        *one = next;
+        next += width;
+      }
+    }
+  };
+
+  void pivots(const Tile& t, int pass, S* pivot) const {
+    this->to_lanes(t, pivot, [&](int64_t g) {
+      if (!p_.centered) return S(0);
+      return pass ? statistics_[3 * (t.group + g)] : S(get(x_[t.begin + g * p_.size[3]]));
+    });
+  }
+
+  // Returns whether a pivot was too far from its mean.
+  bool statistics(const Tile& t, const S* pivot, const double* sum, const double* squares) const {
+    bool far = false;
+    for (int64_t g = 0; g < t.groups; ++g) {
+      Moments m;
+      m.sum = this->over_group(t, g, [&](int64_t j) { return sum[j]; });
+      m.squares = this->over_group(t, g, [&](int64_t j) { return squares[j]; });
+      far |= finish(p_, pivot[g * p_.size[3]], m, statistics_ + 3 * (t.group + g),
+                    variance_ ? variance_ + t.group + g : nullptr);
+    }
+    return far;
+  }
+
+  void apply(const Tile& t, RowRange range, const Lanes& l) const {
+    const auto of_group = [&](int which) {
+      return [&, which](int64_t g) { return statistics_[3 * (t.group + g) + which]; };
+    };
+    this->to_lanes(t, l.high, of_group(0));
+    this->to_lanes(t, l.shift, of_group(1));
+    this->to_lanes(t, l.scale, of_group(2));
+    const int64_t first = this->slice_parameter(t);
+    for (int64_t j = 0; j < t.width; ++j) {
+      const double low = l.shift[j];
+      double shift = 0;
+      if (!shape_.by_row && (gamma_ || beta_)) {
+        const int64_t at = first + this->lane_parameter(t, j);
+        if (gamma_) l.scale[j] = l.scale[j] * gamma_[at];
+        if (beta_) shift = beta_[at];
+      }
+      l.shift[j] = S(shift - low * l.scale[j]);
+    }
+    if (!shape_.by_row)
+      past_ ? rows_alike<true>(t, range, l) : rows_alike<false>(t, range, l);
+    else if (this->lanes_vary())
+      past_ ? rows_apart<true, true>(t, range, l) : rows_apart<false, true>(t, range, l);
+    else
+      past_ ? rows_apart<true, false>(t, range, l) : rows_apart<false, false>(t, range, l);
+  }
+
+  template <bool past>
+  void rows_alike(const Tile& t, RowRange range, const Lanes& l) const {
+    for (int64_t i = range.begin; i < least(range.end, t.rows); ++i)
+      row<past>(t.begin + i * t.stride, t.width, l);
+    row<false>(t.begin + t.rows * t.stride, this->rest_of(t, range), l);
+  }
+
+  template <bool past>
+  void row(int64_t at, int64_t width, Lanes l) const {
+    const T* x = x_ + at;
+    T* y = y_ + at;
+    this->template for_lanes<1>(
+        width,
+        [&](int64_t j, auto) {
+          store<past>(y + j, madd(load(x + j) - read<V>(l.high + j), read<V>(l.scale + j),
+                                  read<V>(l.shift + j)));
+        },
+        [&](int64_t j) { put(y + j, madd(S(get(x[j]) - l.high[j]), l.scale[j], l.shift[j])); });
+  }
+
+  // gamma and beta change from row to row, and along a row too where `vary`.
+  template <bool past, bool vary>
+  void rows_apart(Tile t, RowRange range, Lanes l) const {
+    for (int64_t i = range.begin; i < range.end; ++i) {
+      const int64_t first = this->slice_parameter(t) + p_.strides[1].offset(i);
+      for (int64_t j = 0; vary && j < t.width; ++j) {
+        const int64_t at = first + this->lane_parameter(t, j);
+        l.gamma[j] = gamma_ ? gamma_[at] : S(1);
+        l.beta[j] = beta_ ? beta_[at] : S(0);
+      }
+      const S one_gamma = !vary && gamma_ ? gamma_[first] : S(1);
+      const S one_beta = !vary && beta_ ? beta_[first] : S(0);
+      const T* x = x_ + t.begin + i * t.stride;
+      T* y = y_ + t.begin + i * t.stride;
+      this->template for_lanes<1>(
+          t.width,
+          [&](int64_t j, auto) {
+            const V v = madd(load(x + j) - read<V>(l.high + j), read<V>(l.scale + j),
+                             read<V>(l.shift + j));
+            const V gamma = vary ? read<V>(l.gamma + j) : fill<V>(one_gamma);
+            const V beta = vary ? read<V>(l.beta + j) : fill<V>(one_beta);
+            store<past>(y + j, madd(v, gamma, beta));
+          },
+          [&](int64_t j) {
+            const S v = madd(S(get(x[j]) - l.high[j]), l.scale[j], l.shift[j]);
+            put(y + j, madd(v, vary ? l.gamma[j] : one_gamma, vary ? l.beta[j] : one_beta));
+          });
+    }
+  }
+
+  const S* beta_;
+  T* y_;
+  S *statistics_, *variance_;
+  const bool past_;
+};
+
+template <class T>
+class BackwardColumns : Columns<T> {
+  using Base = Columns<T>;
+  using typename Base::S;
+  using typename Base::V;
+  using Base::p_, Base::shape_, Base::units_, Base::x_, Base::gamma_, Base::executor_;
+  using Base::per_task_, Base::chunks_;
+
+ public:
+  explicit BackwardColumns(const Backward& b)
+      : Base(b.p, b.x, b.gamma, b.executor, 2),
+        b_(b),
+        dy_(static_cast<const T*>(b.dy)),
+        dx_(static_cast<T*>(b.dx)),
+        statistics_(static_cast<const S*>(b.statistics)),
+        wanted_(b.dgamma || b.dbeta),
+        past_(p_.elements * int64_t(sizeof(T)) >= kStreamBytes &&
+              can_stream(dx_, shape_.lanes * shape_.fold) && can_stream(dx_, shape_.lanes) &&
+              can_stream(dx_, shape_.width)) {}
+
+  bool run() {
+    Scratch scratch;
+    const int64_t width = this->widest();
+    bool done = true;
+    if (chunks_ == 1) {
+      const int64_t tasks =
+          least(ceil_div(units_, per_task_), wanted_ ? ParameterSums::most_parts(p_) : units_);
+      const int64_t some = ceil_div(units_, tasks);
+      const ParameterSums parameters(b_, tasks, scratch);
+      if (scratch.failed()) return false;
+      done = run_all(executor_, tasks, [&](int64_t task) {
+        Scratch own;
+        const Lanes lanes(width, own);
+        if (own.failed()) return false;
+        for (int64_t u = task * some; u < least(units_, (task + 1) * some); ++u) {
+          const Tile t = this->tile(u);
+          start(t, lanes);
+          for (int64_t j = 0; j < 2 * width; ++j) lanes.sum[j] = 0;
+          products(t, this->all(), lanes, lanes.sum, lanes.product);
+          if (!shape_.by_row) to_parameters(t, lanes.sum, lanes.product, parameters, task);
+          project_lanes(t, lanes.sum, lanes.product, lanes);
+          apply(t, this->all(), lanes, parameters, task);
+        }
+        if (past_) end_of_stream();
+        return true;
+      });
+      parameters.finish(static_cast<S*>(b_.dgamma), static_cast<S*>(b_.dbeta));
+      return done;
+    }
+    const ParameterSums parameters(b_, 1, scratch);
+    double* sums = scratch.get<double>(units_ * chunks_ * 2 * width);
+    if (scratch.failed()) return false;
+    done = run_all(executor_, units_ * chunks_, [&](int64_t task) {
+      Scratch own;
+      const Lanes lanes(width, own);
+      if (own.failed()) return false;
+      double* sum = sums + task * 2 * width;
+      for (int64_t j = 0; j < 2 * width; ++j) sum[j] = 0;
+      const Tile t = this->tile(task / chunks_);
+      start(t, lanes);
+      products(t, this->chunk(task % chunks_), lanes, sum, sum + width);
+      return true;
+    });
+    for (int64_t u = 0; u < units_ && done; ++u) {
+      double* first = sums + u * chunks_ * 2 * width;
+      for (int64_t i = 1; i < chunks_; ++i)
+        for (int64_t j = 0; j < 2 * width; ++j) first[j] += first[i * 2 * width + j];
+      if (!shape_.by_row) to_parameters(this->tile(u), first, first + width, parameters, 0);
+    }
+    // A chunk of rows has parameters of its own where they vary by row, and none to add else.
+    done = done && run_all(executor_, chunks_, [&](int64_t task) {
+      task = chunks_ - 1 - task;
+      Scratch own;
+      const Lanes lanes(width, own);
+      if (own.failed()) return false;
+      for (int64_t u = units_ - 1; u >= 0; --u) {
+        const Tile t = this->tile(u);
+        const double* first = sums + u * chunks_ * 2 * width;
+        start(t, lanes);
+        project_lanes(t, first, first + width, lanes);
+        apply(t, this->chunk(task), lanes, parameters, 0);
+      }
+      if (past_) end_of_stream();
+      return true;
+    });
+    parameters.finish(static_cast<S*>(b_.dgamma), static_cast<S*>(b_.dbeta));
+    return done;
+  }
+
+ private:
+  // Numbers for each lane of a tile. Passed by value, so that no store seems to change it.
+  struct Lanes {
+    double *sum, *product;  // of g = gamma * dy, and of g * (x - high)
+    S *high, *low, *rstd, *scale, *slope, *constant, *gamma, *terms;
+
+    Lanes(int64_t width, Scratch& scratch) {
+      sum = scratch.get<double>(2 * width);
+      product = sum + width;
+      S** all[] = {&high, &low, &rstd, &scale, &slope, &constant, &gamma, &terms};
+      S* next = scratch.get<S>(8 * width);
+      for (S** one : all) {
+        *one = next;
+        next += width;
+      }
+    }
+  };
+
+  // The statistics of each lane, and its gamma where this is the same in all rows.
+  void start(const Tile& t, const Lanes& l) const {
+    S* const to[] = {l.high, l.low, l.rstd};
+    for (int which = 0; which < 3; ++which)
+      this->to_lanes(t, to[which],
+                     [&](int64_t g) { return statistics_[3 * (t.group + g) + which]; });
+    if (shape_.by_row) return;
+    const int64_t first = this->slice_parameter(t);
+    for (int64_t j = 0; j < t.width; ++j)
+      l.gamma[j] = gamma_ ? gamma_[first + this->lane_parameter(t, j)] : S(1);
+  }
+
+  // The first of a row's parameters, and gamma in its lanes.
+  int64_t row_parameter(const Tile& t, int64_t i) const {
+    return this->slice_parameter(t) + p_.strides[1].offset(i);
+  }
+  void row_gamma(const Tile& t, int64_t i, S* gamma) const {
+    const int64_t first = row_parameter(t, i);
+    for (int64_t j = 0; j < t.width; ++j)
+      gamma[j] = gamma_ ? gamma_[first + this->lane_parameter(t, j)] : S(1);
+  }
+
+  // Add, for each lane, the sums of g and of g * (x - high): g is dy, times gamma where this
+  // changes from row to row.
+  void products(Tile t, RowRange range, Lanes l, double* sum,
+                double* product) const {
+    if (p_.given && (shape_.by_row || !wanted_)) return;
+    const T *x = x_ + t.begin, *dy = dy_ + t.begin;
+    const int64_t stop = least(range.end, t.rows);
+    // gamma of each row, where it is one number there; of each lane, for one row at a time.
+    const bool lanes_apart = shape_.by_row && this->lanes_vary();
+    const bool rows_apart = shape_.by_row && !lanes_apart && gamma_;
+    S of_row[kShortSum];
+    const int64_t step = lanes_apart ? 1 : this->block(t);
+    for (int64_t r = range.begin; r < stop; r += step) {
+      const int64_t last = least(stop, r + step);
+      if (lanes_apart) row_gamma(t, r, l.gamma);
+      for (int64_t i = r; i < last; ++i)
+        of_row[i - r] = rows_apart ? gamma_[row_parameter(t, i)] : S(1);
+      this->template for_lanes<2>(
+          t.width,
+          [&](int64_t j, auto vectors) {
+            constexpr int kVectors = decltype(vectors)::value;
+            V high[kVectors], a[kVectors] = {}, b[kVectors] = {};
+            __builtin_memcpy(high, l.high + j, sizeof high);
+            for (int64_t i = r; i < last; ++i) {
+              for (int k = 0; k < kVectors; ++k) {
+                const int64_t at = i * t.stride + j + k * kLanes<T>;
+                V g = load(dy + at);
+                if (rows_apart) g *= fill<V>(of_row[i - r]);
+                a[k] += g;
+                b[k] = madd(g, load(x + at) - high[k], b[k]);
+              }
+            }
+            for (int k = 0; k < kVectors; ++k) {
+              if (lanes_apart) {
+                const V gamma = read<V>(l.gamma + j + k * kLanes<T>);
+                a[k] *= gamma;
+                b[k] *= gamma;
+              }
+              add_to(sum + j + k * kLanes<T>, a[k]);
+              add_to(product + j + k * kLanes<T>, b[k]);
+            }
+          },
+          [&](int64_t j) {
+            double a = 0, b = 0;
+            for (int64_t i = r; i < last; ++i) {
+              const double g = double(get(dy[i * t.stride + j])) * of_row[i - r];
+              a += g;
+              b = madd(g, double(get(x[i * t.stride + j]) - l.high[j]), b);
+            }
+            sum[j] += lanes_apart ? a * l.gamma[j] : a;
+            product[j] += lanes_apart ? b * l.gamma[j] : b;
+          });
+    }
+    for (int64_t j = 0; j < this->rest_of(t, range); ++j) {
+      const double g = get(dy[t.rows * t.stride + j]);
+      sum[j] += g;
+      product[j] = madd(g, double(get(x[t.rows * t.stride + j]) - l.high[j]), product[j]);
+    }
+  }
+
+  // The gradients of gamma and beta where these are the same in all rows.
+  void to_parameters(const Tile& t, const double* sum, const double* product,
+                     const ParameterSums& parameters, int64_t part) const {
+    if (!wanted_) return;
+    const int64_t first = this->slice_parameter(t), together = p_.size[3];
+    for (int64_t j = 0; j < t.width; ++j) {
+      const S* s = statistics_ + 3 * (t.group + j % t.lanes / together);
+      parameters.add(part, first + this->lane_parameter(t, j),
+                     double(s[2]) * (product[j] - double(s[1]) * sum[j]), sum[j]);
+    }
+  }
+
+  // The coefficients of dx in each lane.
+  void project_lanes(const Tile& t, const double* sum, const double* product,
+                     const Lanes& l) const {
+    const int64_t together = p_.size[3];
+    for (int64_t g = 0; g < t.groups; ++g) {
+      const auto weight = [&](int64_t j) { return shape_.by_row ? 1.0 : double(l.gamma[j]); };
+      const double a = this->over_group(t, g, [&](int64_t j) { return weight(j) * sum[j]; });
+      const double b = this->over_group(t, g, [&](int64_t j) { return weight(j) * product[j]; });
+      const Projection projection = project(p_, a, b, statistics_ + 3 * (t.group + g));
+      for (int64_t j = g * together; j < (g + 1) * together; ++j) {
+        l.slope[j] = S(projection.slope);
+        l.constant[j] = S(projection.constant);
+      }
+    }
+    for (int64_t j = 0; j < t.width; ++j) {
+      if (j >= t.lanes) {
+        l.slope[j] = l.slope[j - t.lanes];
+        l.constant[j] = l.constant[j - t.lanes];
+      }
+      l.scale[j] = shape_.by_row ? l.rstd[j] : l.rstd[j] * l.gamma[j];
+    }
+  }
+
+  void apply(const Tile& t, RowRange range, const Lanes& l, const ParameterSums& parameters,
+             int64_t part) const {
+    if (!shape_.by_row)
+      past_ ? rows_alike<true>(t, range, l) : rows_alike<false>(t, range, l);
+    else if (this->lanes_vary())
+      past_ ? rows_apart<true, true>(t, range, l, parameters, part)
+            : rows_apart<false, true>(t, range, l, parameters, part);
+    else
+      past_ ? rows_apart<true, false>(t, range, l, parameters, part)
+            : rows_apart<false, false>(t, range, l, parameters, part);
+  }
+
+  template <bool past>
+  void rows_alike(const Tile& t, RowRange range, const Lanes& l) const {
+    for (int64_t i = range.begin; i < least(range.end, t.rows); ++i)
+      row<past>(t.begin + i * t.stride, t.width, l);
+    row<false>(t.begin + t.rows * t.stride, this->rest_of(t, range), l);
+  }
+
+  template <bool past>
+  void row(int64_t at, int64_t width, Lanes l) const {
+    const T *x = x_ + at, *dy = dy_ + at;
+    T* dx = dx_ + at;
+    this->template for_lanes<1>(
+        width,
+        [&](int64_t j, auto) {
+          const V inner = madd(read<V>(l.slope + j), load(x + j) - read<V>(l.high + j),
+                               read<V>(l.constant + j));
+          store<past>(dx + j, madd(read<V>(l.scale + j), load(dy + j), inner));
+        },
+        [&](int64_t j) {
+          const S inner = madd(l.slope[j], S(get(x[j]) - l.high[j]), l.constant[j]);
+          put(dx + j, madd(l.scale[j], S(get(dy[j])), inner));
+        });
+  }
+
+  // gamma changes from row to row, and along a row too where `vary`; and so do the parameters that
+  // a row adds to.
+  template <bool past, bool vary>
+  void rows_apart(Tile t, RowRange range, Lanes l, const ParameterSums& parameters,
+                  int64_t part) const {
+    for (int64_t i = range.begin; i < range.end; ++i) {
+      const int64_t first = row_parameter(t, i);
+      if (vary) row_gamma(t, i, l.gamma);
+      const S one = !vary && gamma_ ? gamma_[first] : S(1);
+      WideSum<T> to_gamma, to_beta;
+      double rest_gamma = 0, rest_beta = 0;
+      const T *x = x_ + t.begin + i * t.stride, *dy = dy_ + t.begin + i * t.stride;
+      T* dx = dx_ + t.begin + i * t.stride;
+      this->template for_lanes<1>(
+          t.width,
+          [&](int64_t j, auto) {
+            const V d = load(x + j) - read<V>(l.high + j), g = load(dy + j);
+            const V rstd = read<V>(l.scale + j);
+            const V gamma = vary ? read<V>(l.gamma + j) : fill<V>(one);
+            const V inner = madd(read<V>(l.slope + j), d, read<V>(l.constant + j));
+            store<past>(dx + j, madd(rstd * gamma, g, inner));
+            const V term = g * ((d - read<V>(l.low + j)) * rstd);
+            if (vary) {
+              __builtin_memcpy(l.terms + j, &term, sizeof term);
+            } else {
+              to_gamma.add(term);
+              to_beta.add(g);
+            }
+          },
+          [&](int64_t j) {
+            const S d = get(x[j]) - l.high[j], g = get(dy[j]);
+            const S inner = madd(l.slope[j], d, l.constant[j]);
+            put(dx + j, madd(S(l.scale[j] * (vary ? l.gamma[j] : one)), g, inner));
+            l.terms[j] = g * ((d - l.low[j]) * l.scale[j]);
+            rest_gamma += l.terms[j];
+            rest_beta += g;
+          });
+      if (!wanted_) continue;
+      if (!vary)
+        parameters.add(part, first, to_gamma.total() + rest_gamma, to_beta.total() + rest_beta);
+      for (int64_t j = 0; vary && j < t.width; ++j)
+        parameters.add(part, first + this->lane_parameter(t, j), l.terms[j], get(dy[j]));
+    }
+  }
+
+  const Backward& b_;
+  const T* dy_;
+  T* dx_;
+  const S* statistics_;
+  const bool wanted_, past_;
+};
+
+}  // namespace EVENKEEL_ISA
+}  // namespace evenkeel

@@ -1,0 +1,159 @@
+// What the two shapes of loop share. Included once per instruction set, after vector.h.
+
+#include <stdlib.h>
+
+#include "problem.h"
+#include "threads.h"
+
+namespace evenkeel {
+namespace EVENKEEL_ISA {
+
+// Sizes that decide how work is cut. They are constants, so that the cut depends on the shape only.
+constexpr int64_t kTaskElements = 32768;   // a task takes at least about 10 microseconds
+constexpr int64_t kCacheBytes = 4 << 20;   // of a group that is read twice out of the cache
+constexpr int64_t kStreamBytes = 16 << 20;  // outputs from this size on are stored past the cache
+constexpr int64_t kShortSum = 32;          // numbers added in the compute type before double takes over
+constexpr int64_t kMostParts = 64;         // partial sums of the gradient of gamma
+
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Memory that is freed at the end of a scope; `get` returns null where there is none.
+class Scratch {
+ public:
+  Scratch() = default;
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch() {
+    while (last_) {
+      void** block = last_;
+      last_ = static_cast<void**>(*block);
+      free(block);
+    }
+  }
+  template <class T>
+  T* get(int64_t count, bool zeros = false) {
+    const size_t bytes = sizeof(void*) * 8 + sizeof(T) * size_t(count);
+    void** block = static_cast<void**>(zeros ? calloc(1, bytes) : malloc(bytes));
+    if (!block) {
+      failed_ = true;
+      return nullptr;
+    }
+    *block = last_;
+    last_ = block;
+    return reinterpret_cast<T*>(block + 8);
+  }
+  bool failed() const { return failed_; }
+
+ private:
+  void** last_ = nullptr;
+  bool failed_ = false;
+};
+
+struct Forward {
+  const Problem& p;
+  const void *x, *gamma, *beta;
+  void *y, *statistics, *variance;
+  const evenkeel_executor* executor;
+};
+struct Backward {
+  const Problem& p;
+  const void *x, *gamma, *dy, *statistics;
+  void *dx, *dgamma, *dbeta;
+  const evenkeel_executor* executor;
+};
+
+// Run body(0) ... body(count - 1), which return whether there was memory enough.
+template <class Body>
+static bool run_all(const evenkeel_executor* executor, int64_t count, const Body& body) {
+  struct Shared {
+    const Body* body;
+    int failed;
+  } shared{&body, 0};
+  run_tasks(
+      executor, count,
+      [](void* context, int64_t index) {
+        Shared* given = static_cast<Shared*>(context);
+        if (!(*given->body)(index)) __atomic_store_n(&given->failed, 1, __ATOMIC_RELAXED);
+      },
+      &shared);
+  return !__atomic_load_n(&shared.failed, __ATOMIC_RELAXED);
+}
+
+// The sum of x - pivot and of its square.
+struct Moments {
+  double sum = 0, squares = 0;
+};
+
+// The three statistics of a group, from its moments about a pivot. Returns whether the pivot was
+// so far from the mean that the moments lost digits: then they are taken again about the mean.
+template <class S>
+static inline bool finish(const Problem& p, S pivot, Moments m, S* statistics, S* variance) {
+  const double n = double(p.count), rest = p.centered ? m.sum / n : 0;
+  double v = m.squares / n - rest * rest;
+  if (v < 0) v = 0;
+  const double mean = pivot + rest, taken = mean - pivot;
+  const S high = S(mean);
+  statistics[0] = high;
+  // What rounding took from the mean; where S is double, what it took from the sum counts too.
+  statistics[1] = S((mean - double(high)) + ((pivot - (mean - taken)) + (rest - taken)));
+  statistics[2] = S(1 / __builtin_sqrt(v + p.epsilon));
+  if (variance) *variance = S(v);
+  // In float64 there is no wider type for the sums, so the pivot must be the mean, nearly.
+  return rest * rest > (sizeof(S) == 8 ? 1e-6 : 4.0) * v && high != pivot;
+}
+
+// Sums of a group's gradient g = gamma * dy, and of g * (x - high), where high is the first of the
+// group's statistics; and dx = rstd * gamma * dy + slope * (x - high) + constant.
+struct Projection {
+  double slope, constant;
+};
+template <class S>
+static inline Projection project(const Problem& p, double g, double gx, const S* statistics) {
+  if (p.given) return {0, 0};
+  const double n = double(p.count), low = statistics[1], rstd = statistics[2];
+  const double slope = -rstd * rstd * rstd * (gx - low * g) / n;
+  return {slope, p.centered ? -rstd * g / n - slope * low : 0};
+}
+
+// Sums of the gradients of gamma and beta: one set of partial sums for each part of the work,
+// which are added in order at the end.
+struct ParameterSums {
+  int64_t parameters, parts;
+  double *gamma, *beta;  // parts sets of `parameters` numbers; null where nobody asks for them
+
+  ParameterSums(const Backward& b, int64_t parts, Scratch& scratch)
+      : parameters(b.p.parameters),
+        parts(parts),
+        gamma(b.dgamma ? scratch.get<double>(parts * b.p.parameters, true) : nullptr),
+        beta(b.dbeta ? scratch.get<double>(parts * b.p.parameters, true) : nullptr) {}
+
+  // The number of parts whose sums take little memory beside x.
+  static int64_t most_parts(const Problem& p) {
+    return most(1, least(kMostParts, p.elements / (32 * most(1, p.parameters))));
+  }
+
+  void add(int64_t part, int64_t at, double to_gamma, double to_beta) const {
+    if (gamma) gamma[part * parameters + at] += to_gamma;
+    if (beta) beta[part * parameters + at] += to_beta;
+  }
+
+  template <class S>
+  void finish(S* dgamma, S* dbeta) const {
+    for (int64_t i = 0; i < parameters; ++i) {
+      if (gamma) dgamma[i] = S(total(gamma + i));
+      if (beta) dbeta[i] = S(total(beta + i));
+    }
+  }
+
+ private:
+  double total(const double* first) const {
+    double sum = 0;
+    for (int64_t part = 0; part < parts; ++part) sum += first[part * parameters];
+    return sum;
+  }
+};
+
+}  // namespace EVENKEEL_ISA
+}  // namespace evenkeel

@@ -1,0 +1,161 @@
+// The kernels as XLA's foreign functions, for JAX.
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "evenkeel.h"
+#include "symbols.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+namespace {
+
+// Work shared with threads of XLA's pool. One that starts late finds nothing left to do; so this
+// lives until the last of them has let go of it, while the caller waits only for those at work.
+struct Job {
+  evenkeel_task task;
+  void* context;
+  int64_t count;
+  std::atomic<int64_t> next{0};
+  int64_t done = 0;
+  std::mutex mutex;
+  std::condition_variable finished;
+
+  void work() {
+    int64_t here = 0;
+    for (;;) {
+      const int64_t index = next.fetch_add(1, std::memory_order_relaxed);
+      if (index >= count) break;
+      task(context, index);
+      ++here;
+    }
+    if (!here) return;
+    std::lock_guard<std::mutex> lock(mutex);
+    done += here;
+    if (done == count) finished.notify_all();
+  }
+};
+
+void run_on_pool(void* handle, int64_t count, evenkeel_task task, void* context) {
+  ffi::ThreadPool& pool = *static_cast<ffi::ThreadPool*>(handle);
+  auto job = std::make_shared<Job>();
+  job->task = task;
+  job->context = context;
+  job->count = count;
+  // The caller works too. It may be one of the pool's threads itself, so it must not wait for
+  // another to start.
+  const int64_t helpers = std::min<int64_t>(pool.num_threads(), count) - 1;
+  for (int64_t i = 0; i < helpers; ++i) pool.Schedule([job] { job->work(); });
+  job->work();
+  std::unique_lock<std::mutex> lock(job->mutex);
+  while (job->done < count) job->finished.wait(lock);
+}
+
+bool dtype_of(ffi::DataType type, int32_t* dtype) {
+  switch (type) {
+    case ffi::DataType::F32: *dtype = EVENKEEL_FLOAT32; return true;
+    case ffi::DataType::F64: *dtype = EVENKEEL_FLOAT64; return true;
+    case ffi::DataType::BF16: *dtype = EVENKEEL_BFLOAT16; return true;
+    case ffi::DataType::F16: *dtype = EVENKEEL_FLOAT16; return true;
+    default: return false;
+  }
+}
+
+struct Attributes {
+  ffi::Span<const int64_t> factors;
+  int64_t groups;
+  double epsilon;
+  bool centered;
+};
+
+ffi::Error make_call(const ffi::AnyBuffer& x, const Attributes& a, evenkeel_call* call) {
+  if (!dtype_of(x.element_type(), &call->dtype))
+    return ffi::Error::InvalidArgument("evenkeel's kernels do not compute in this dtype");
+  call->flags = a.centered ? EVENKEEL_CENTERED : 0;
+  call->epsilon = a.epsilon;
+  call->groups = a.groups;
+  call->rank = static_cast<int32_t>(x.dimensions().size());
+  call->factor_count = static_cast<int32_t>(a.factors.size() / 4);
+  call->shape = x.dimensions().begin();
+  call->factors = a.factors.begin();
+  return ffi::Error::Success();
+}
+
+ffi::Error result(int status) {
+  return status ? ffi::Error::Internal(std::string("evenkeel: ") + evenkeel_error())
+                : ffi::Error::Success();
+}
+
+ffi::Error forward(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer gamma,
+                   ffi::AnyBuffer beta, ffi::Result<ffi::AnyBuffer> y,
+                   ffi::Result<ffi::AnyBuffer> statistics, ffi::Span<const int64_t> factors,
+                   int64_t groups, double epsilon, bool centered) {
+  evenkeel_call call;
+  if (ffi::Error error = make_call(x, {factors, groups, epsilon, centered}, &call);
+      error.failure())
+    return error;
+  const evenkeel_executor executor{&pool, run_on_pool};
+  return result(evenkeel_forward(&call, x.untyped_data(), gamma.untyped_data(),
+                                 beta.untyped_data(), y->untyped_data(),
+                                 statistics->untyped_data(), nullptr, &executor));
+}
+
+ffi::Error backward(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer gamma, ffi::AnyBuffer dy,
+                    ffi::AnyBuffer statistics, ffi::Result<ffi::AnyBuffer> dx,
+                    ffi::Result<ffi::AnyBuffer> dgamma, ffi::Result<ffi::AnyBuffer> dbeta,
+                    ffi::Span<const int64_t> factors, int64_t groups, double epsilon,
+                    bool centered) {
+  evenkeel_call call;
+  if (ffi::Error error = make_call(x, {factors, groups, epsilon, centered}, &call);
+      error.failure())
+    return error;
+  const evenkeel_executor executor{&pool, run_on_pool};
+  return result(evenkeel_backward(&call, x.untyped_data(), gamma.untyped_data(),
+                                  dy.untyped_data(), statistics.untyped_data(),
+                                  dx->untyped_data(), dgamma->untyped_data(),
+                                  dbeta->untyped_data(), &executor));
+}
+
+}  // namespace
+
+EVENKEEL_EXPORT XLA_FFI_Error* evenkeel_jax_forward(XLA_FFI_CallFrame* frame) {
+  static auto* handler = ffi::Ffi::Bind()
+                             .Ctx<ffi::ThreadPool>()
+                             .Arg<ffi::AnyBuffer>()
+                             .Arg<ffi::AnyBuffer>()
+                             .Arg<ffi::AnyBuffer>()
+                             .Ret<ffi::AnyBuffer>()
+                             .Ret<ffi::AnyBuffer>()
+                             .Attr<ffi::Span<const int64_t>>("factors")
+                             .Attr<int64_t>("groups")
+                             .Attr<double>("epsilon")
+                             .Attr<bool>("centered")
+                             .To(forward)
+                             .release();
+  return handler->Call(frame);
+}
+
+EVENKEEL_EXPORT XLA_FFI_Error* evenkeel_jax_backward(XLA_FFI_CallFrame* frame) {
+  static auto* handler = ffi::Ffi::Bind()
+                             .Ctx<ffi::ThreadPool>()
+                             .Arg<ffi::AnyBuffer>()
+                             .Arg<ffi::AnyBuffer>()
+                             .Arg<ffi::AnyBuffer>()
+                             .Arg<ffi::AnyBuffer>()
+                             .Ret<ffi::AnyBuffer>()
+                             .Ret<ffi::AnyBuffer>()
+                             .Ret<ffi::AnyBuffer>()
+                             .Attr<ffi::Span<const int64_t>>("factors")
+                             .Attr<int64_t>("groups")
+                             .Attr<double>("epsilon")
+                             .Attr<bool>("centered")
+                             .To(backward)
+                             .release();
+  return handler->Call(frame);
+}

@@ -1,0 +1,54 @@
+// A call with its sizes filled in: the four-axis view, and where each element's gamma is.
+
+#ifndef EVENKEEL_PROBLEM_H
+#define EVENKEEL_PROBLEM_H
+
+#include "evenkeel.h"
+
+namespace evenkeel {
+
+// How far a step along an axis of the view moves in gamma: an axis is merged from factors, of
+// which neighbours that move alike are one.
+struct Strides {
+  static constexpr int kMost = 16;
+  int count = 0;
+  int64_t size[kMost];
+  int64_t stride[kMost];
+
+  // The offset in gamma of the index-th place along the axis.
+  int64_t offset(int64_t index) const {
+    if (count == 1) return index * stride[0];
+    int64_t sum = 0;
+    for (int i = count - 1; i >= 0; --i) {
+      sum += index % size[i] * stride[i];
+      index /= size[i];
+    }
+    return sum;
+  }
+
+  bool varies() const {
+    for (int i = 0; i < count; ++i)
+      if (stride[i] != 0) return true;
+    return false;
+  }
+};
+
+struct Problem {
+  int dtype;
+  bool centered;
+  bool given;
+  double epsilon;
+  int64_t size[4];     // K0, R0, K1, R1
+  Strides strides[4];  // of gamma along them
+  int64_t groups;      // K0 * K1
+  int64_t count;       // elements in each: R0 * R1
+  int64_t elements;
+  int64_t parameters;  // elements of gamma
+};
+
+// Fill in a problem. Returns null, or what is wrong with the call.
+const char* make_problem(const evenkeel_call& call, Problem* problem);
+
+}  // namespace evenkeel
+
+#endif

@@ -1,0 +1,548 @@
+// Rows: every group of elements that share statistics is contiguous in memory (R0 is 1).
+//
+// A row is cut into segments along which gamma is one number, or moves on by one with x. A row
+// that stays in the cache is read, and written, by one task; a longer one by several, which
+// need a pass for the statistics and one for the result.
+
+namespace evenkeel {
+namespace EVENKEEL_ISA {
+
+// A stretch of a row, and the place of its gamma: one number, or as many as elements.
+struct Segment {
+  int64_t begin, end, parameter;
+};
+
+struct RowShape {
+  int64_t length;    // of a row
+  int64_t segment;   // of a segment, but where a range cuts it
+  bool each;         // gamma moves on with x inside a segment
+  const Strides &outer, &inner, &within;
+
+  explicit RowShape(const Problem& p)
+      : length(p.size[3]), outer(p.strides[0]), inner(p.strides[2]), within(p.strides[3]) {
+    kept_ = p.size[2];
+    segment = length;
+    each = false;
+    if (within.varies()) {
+      const int last = within.count - 1;
+      each = within.stride[last] == 1;
+      segment = within.stride[last] <= 1 ? within.size[last] : 1;
+    }
+  }
+
+  // The first of a row's parameters.
+  int64_t offset(int64_t row) const {
+    return outer.offset(row / kept_) + inner.offset(row % kept_);
+  }
+
+  // One more than the largest offset of a parameter within a row.
+  int64_t span() const {
+    int64_t most = 0;
+    for (int i = 0; i < within.count; ++i) most += (within.size[i] - 1) * within.stride[i];
+    return most + 1;
+  }
+
+  // Whether two segments never have a parameter in common.
+  bool distinct() const {
+    for (int i = 0; i + !each < within.count; ++i)
+      if (within.stride[i] == 0) return false;
+    return within.varies();
+  }
+
+  // Call body for each segment of the elements begin to end of a row.
+  template <class Body>
+  void segments(int64_t begin, int64_t end, const Body& body) const {
+    while (begin < end) {
+      const int64_t stop = least(end, (begin / segment + 1) * segment);
+      body(Segment{begin, stop, within.offset(begin)});
+      begin = stop;
+    }
+  }
+
+ private:
+  int64_t kept_;
+};
+
+// In short sums of the compute type: 32 squares of numbers up to 2e18 are a float still.
+template <class T, class S>
+static Moments row_moments(const T* x, int64_t n, S pivot) {
+  using V = Vector<T>;
+  constexpr int64_t kLane = kLanes<T>, kStep = 4 * kLane, kBlock = kShortSum * kStep;
+  const V p = fill<V>(pivot);
+  WideSum<T> sum, squares;
+  int64_t i = 0;
+  while (i + kStep <= n) {
+    const int64_t stop = least(n, i + kBlock);
+    V s[4] = {}, q[4] = {};
+    for (; i + kStep <= stop; i += kStep) {
+      for (int k = 0; k < 4; ++k) {
+        const V d = load(x + i + k * kLane) - p;
+        s[k] += d;
+        q[k] = madd(d, d, q[k]);
+      }
+    }
+    for (int k = 0; k < 4; k += 2) {
+      sum.add(s[k] + s[k + 1]);
+      squares.add(q[k] + q[k + 1]);
+    }
+  }
+  for (; i + kLane <= n; i += kLane) {
+    const V d = load(x + i) - p;
+    sum.add(d);
+    squares.add(d * d);
+  }
+  Moments m{sum.total(), squares.total()};
+  for (; i < n; ++i) {
+    const double d = get(x[i]) - pivot;
+    m.sum += d;
+    m.squares = madd(d, d, m.squares);
+  }
+  return m;
+}
+
+// y = (x - high) * scale + shift
+template <bool past, class T, class S>
+static void row_affine(const T* x, T* y, int64_t n, S high, S scale, S shift) {
+  using V = Vector<T>;
+  const V h = fill<V>(high), a = fill<V>(scale), b = fill<V>(shift);
+  int64_t i = 0;
+  for (; i + kLanes<T> <= n; i += kLanes<T>) store<past>(y + i, madd(load(x + i) - h, a, b));
+  for (; i < n; ++i) put(y + i, madd(S(get(x[i]) - high), scale, shift));
+}
+
+// y = ((x - high) * scale + shift) * gamma + beta
+template <bool past, bool scaled, bool shifted, class T, class S>
+static void row_affine_each(const T* x, T* y, int64_t n, S high, S scale, S shift, const S* gamma,
+                            const S* beta) {
+  using V = Vector<T>;
+  const V h = fill<V>(high), a = fill<V>(scale), b = fill<V>(shift);
+  int64_t i = 0;
+  for (; i + kLanes<T> <= n; i += kLanes<T>) {
+    V v = madd(load(x + i) - h, a, b);
+    if constexpr (scaled && shifted)
+      v = madd(v, read<V>(gamma + i), read<V>(beta + i));
+    else if constexpr (scaled)
+      v = v * read<V>(gamma + i);
+    else
+      v = v + read<V>(beta + i);
+    store<past>(y + i, v);
+  }
+  for (; i < n; ++i) {
+    S v = madd(S(get(x[i]) - high), scale, shift);
+    if constexpr (scaled && shifted)
+      v = madd(v, gamma[i], beta[i]);
+    else if constexpr (scaled)
+      v = v * gamma[i];
+    else
+      v = v + beta[i];
+    put(y + i, v);
+  }
+}
+
+// The elements begin to end of a row.
+template <bool past, class T, class S = typename Compute<T>::type>
+static void row_forward(const RowShape& shape, int64_t row, int64_t begin, int64_t end, const T* x,
+                        const S* gamma, const S* beta, const S* statistics, T* y) {
+  const S high = statistics[0], rstd = statistics[2];
+  const double low = statistics[1];
+  const int64_t first = shape.offset(row);
+  shape.segments(begin, end, [&](Segment s) {
+    const int64_t n = s.end - s.begin, at = first + s.parameter;
+    const T* from = x + s.begin;
+    T* to = y + s.begin;
+    if (!shape.each || (!gamma && !beta)) {
+      const S scale = gamma ? rstd * gamma[at] : rstd;
+      const double shift = beta ? double(beta[at]) : 0;
+      row_affine<past>(from, to, n, high, scale, S(shift - low * scale));
+      return;
+    }
+    const S shift = S(-low * rstd);
+    if (gamma && beta)
+      row_affine_each<past, true, true>(from, to, n, high, rstd, shift, gamma + at, beta + at);
+    else if (gamma)
+      row_affine_each<past, true, false>(from, to, n, high, rstd, shift, gamma + at, beta);
+    else
+      row_affine_each<past, false, true>(from, to, n, high, rstd, shift, gamma, beta + at);
+  });
+}
+
+template <class T, class S = typename Compute<T>::type>
+static void row_forward(bool past, const RowShape& shape, int64_t row, int64_t begin, int64_t end,
+                        const T* x, const S* gamma, const S* beta, const S* statistics, T* y) {
+  if (past)
+    row_forward<true>(shape, row, begin, end, x, gamma, beta, statistics, y);
+  else
+    row_forward<false>(shape, row, begin, end, x, gamma, beta, statistics, y);
+}
+
+// Whether every segment of a row starts where a vector may be stored past the cache.
+template <class T>
+static bool row_streams(const Problem& p, const RowShape& shape, const T* to) {
+  return p.elements * int64_t(sizeof(T)) >= kStreamBytes && can_stream(to, shape.length) &&
+         (shape.segment == shape.length || can_stream(to, shape.segment));
+}
+
+template <class T>
+static bool forward_rows(const Forward& f) {
+  using S = typename Compute<T>::type;
+  const Problem& p = f.p;
+  const RowShape shape(p);
+  const int64_t n = shape.length, rows = p.groups;
+  const T* x = static_cast<const T*>(f.x);
+  T* y = static_cast<T*>(f.y);
+  const S *gamma = static_cast<const S*>(f.gamma), *beta = static_cast<const S*>(f.beta);
+  S *statistics = static_cast<S*>(f.statistics), *variance = static_cast<S*>(f.variance);
+  const bool past = row_streams(p, shape, y);
+
+  const bool whole = n * int64_t(sizeof(T)) <= kCacheBytes &&
+                     (rows >= 8 || p.elements < 2 * kTaskElements);
+  if (whole || p.given) {
+    const int64_t some = most(1, kTaskElements / n);
+    return run_all(f.executor, ceil_div(rows, some), [&](int64_t task) {
+      for (int64_t row = task * some; row < least(rows, (task + 1) * some); ++row) {
+        const T* from = x + row * n;
+        S* to = statistics + 3 * row;
+        if (!p.given) {
+          S* own = variance ? variance + row : nullptr;
+          const S first = p.centered ? S(get(from[0])) : S(0);
+          if (finish(p, first, row_moments(from, n, first), to, own)) {
+            const S mean = to[0];
+            finish(p, mean, row_moments(from, n, mean), to, own);
+          }
+        }
+        row_forward(past, shape, row, 0, n, from, gamma, beta, to, y + row * n);
+      }
+      if (past) end_of_stream();
+      return true;
+    });
+  }
+
+  const int64_t chunk = most(kTaskElements / 4, ceil_div(n, 64)) / 64 * 64;
+  const int64_t chunks = ceil_div(n, chunk);
+  Scratch scratch;
+  Moments* partial = scratch.get<Moments>(rows * chunks);
+  if (scratch.failed()) return false;
+  bool far = true;
+  for (int pass = 0; pass < 2 && far; ++pass) {
+    const auto pivot = [&](int64_t row) {
+      return !p.centered ? S(0) : pass ? statistics[3 * row] : S(get(x[row * n]));
+    };
+    run_all(f.executor, rows * chunks, [&](int64_t task) {
+      const int64_t row = task / chunks, begin = task % chunks * chunk;
+      partial[task] = row_moments(x + row * n + begin, least(chunk, n - begin), pivot(row));
+      return true;
+    });
+    far = false;
+    for (int64_t row = 0; row < rows; ++row) {
+      Moments m;
+      for (int64_t i = row * chunks; i < (row + 1) * chunks; ++i) {
+        m.sum += partial[i].sum;
+        m.squares += partial[i].squares;
+      }
+      far |= finish(p, pivot(row), m, statistics + 3 * row, variance ? variance + row : nullptr);
+    }
+  }
+  // Backwards: what was read last is in the cache still.
+  return run_all(f.executor, rows * chunks, [&](int64_t task) {
+    task = rows * chunks - 1 - task;
+    const int64_t row = task / chunks, begin = task % chunks * chunk;
+    row_forward(past, shape, row, begin, least(n, begin + chunk), x + row * n, gamma, beta,
+                statistics + 3 * row, y + row * n);
+    if (past) end_of_stream();
+    return true;
+  });
+}
+
+// The sums of g = gamma * dy and of g * (x - high), where gamma is one number or one for each
+// element, in short sums of the compute type.
+template <bool each, class T, class S>
+static void row_products(const T* x, const T* dy, int64_t n, S high, const S* gamma, double* sum,
+                         double* product) {
+  using V = Vector<T>;
+  constexpr int64_t kLane = kLanes<T>, kStep = 4 * kLane, kBlock = kShortSum * kStep;
+  const V h = fill<V>(high);
+  WideSum<T> g_sum, g_product;
+  const auto gradient = [&](int64_t at) {
+    V g = load(dy + at);
+    if constexpr (each) g = g * read<V>(gamma + at);
+    return g;
+  };
+  int64_t i = 0;
+  while (i + kStep <= n) {
+    const int64_t stop = least(n, i + kBlock);
+    V a[4] = {}, b[4] = {};
+    for (; i + kStep <= stop; i += kStep) {
+      for (int k = 0; k < 4; ++k) {
+        const V g = gradient(i + k * kLane);
+        a[k] += g;
+        b[k] = madd(g, load(x + i + k * kLane) - h, b[k]);
+      }
+    }
+    g_sum.add((a[0] + a[1]) + (a[2] + a[3]));
+    g_product.add((b[0] + b[1]) + (b[2] + b[3]));
+  }
+  for (; i + kLane <= n; i += kLane) {
+    const V g = gradient(i);
+    g_sum.add(g);
+    g_product.add(g * (load(x + i) - h));
+  }
+  *sum = g_sum.total();
+  *product = g_product.total();
+  for (; i < n; ++i) {
+    double g = get(dy[i]);
+    if constexpr (each) g *= gamma[i];
+    *sum += g;
+    *product = madd(g, double(get(x[i]) - high), *product);
+  }
+}
+
+// dx = scale * dy + (slope * (x - high) + constant)
+template <bool past, class T, class S>
+static void row_gradient(const T* x, const T* dy, T* dx, int64_t n, S high, S scale, S slope,
+                         S constant) {
+  using V = Vector<T>;
+  const V h = fill<V>(high), a = fill<V>(scale), b = fill<V>(slope), c = fill<V>(constant);
+  int64_t i = 0;
+  for (; i + kLanes<T> <= n; i += kLanes<T>)
+    store<past>(dx + i, madd(a, load(dy + i), madd(b, load(x + i) - h, c)));
+  for (; i < n; ++i)
+    put(dx + i, madd(scale, S(get(dy[i])), madd(slope, S(get(x[i]) - high), constant)));
+}
+
+// The same with scale = rstd * gamma for each element, and the terms of the gradients of gamma
+// and beta added to to_gamma and to_beta, where these are not null.
+template <bool past, class T, class S>
+static void row_gradient_each(const T* x, const T* dy, T* dx, int64_t n, S high, S low, S rstd,
+                              S slope, S constant, const S* gamma, S* to_gamma, S* to_beta) {
+  using V = Vector<T>;
+  const S shift = -low * rstd;
+  int64_t i = 0;
+  for (; i + kLanes<T> <= n; i += kLanes<T>) {
+    const V d = load(x + i) - fill<V>(high), g = load(dy + i);
+    const V a = gamma ? fill<V>(rstd) * read<V>(gamma + i) : fill<V>(rstd);
+    store<past>(dx + i, madd(a, g, madd(fill<V>(slope), d, fill<V>(constant))));
+    if (to_gamma) {
+      const V sum = madd(g, madd(d, fill<V>(rstd), fill<V>(shift)), read<V>(to_gamma + i));
+      __builtin_memcpy(to_gamma + i, &sum, sizeof sum);
+    }
+    if (to_beta) {
+      const V sum = read<V>(to_beta + i) + g;
+      __builtin_memcpy(to_beta + i, &sum, sizeof sum);
+    }
+  }
+  for (; i < n; ++i) {
+    const S d = get(x[i]) - high, g = get(dy[i]);
+    put(dx + i, madd(gamma ? rstd * gamma[i] : rstd, g, madd(slope, d, constant)));
+    if (to_gamma) to_gamma[i] = madd(g, madd(d, rstd, shift), to_gamma[i]);
+    if (to_beta) to_beta[i] += g;
+  }
+}
+
+template <class T>
+class BackwardRows {
+ public:
+  using S = typename Compute<T>::type;
+
+  explicit BackwardRows(const Backward& b)
+      : b_(b),
+        p_(b.p),
+        shape_(b.p),
+        n_(shape_.length),
+        x_(static_cast<const T*>(b.x)),
+        dy_(static_cast<const T*>(b.dy)),
+        gamma_(static_cast<const S*>(b.gamma)),
+        statistics_(static_cast<const S*>(b.statistics)),
+        dx_(static_cast<T*>(b.dx)),
+        wanted_(b.dgamma || b.dbeta),
+        past_(row_streams(b.p, shape_, dx_)) {}
+
+  bool run() {
+    // Sums of the parameters' gradients that are as large as x cannot be kept for each part: then
+    // tasks take columns, and each has its parameters for itself.
+    const bool wide = wanted_ && shape_.each && 32 * p_.parameters > p_.elements;
+    const bool small = p_.elements < 2 * kTaskElements;
+    const bool whole = 2 * n_ * int64_t(sizeof(T)) <= 2 * kCacheBytes && p_.groups >= 8 && !wide;
+    return small || whole ? run_whole_rows() : run_in_chunks();
+  }
+
+ private:
+  struct Sums {
+    double g = 0, product = 0;
+  };
+
+  // The sums of g and g * (x - high) over a part of a row; adds to the parameters of a segment that
+  // has one, where they are given.
+  Sums sums(int64_t row, int64_t begin, int64_t end, const ParameterSums* parameters = nullptr,
+            int64_t part = 0) const {
+    Sums all;
+    const T *x = x_ + row * n_, *dy = dy_ + row * n_;
+    const int64_t first = shape_.offset(row);
+    const S high = statistics_[3 * row];
+    shape_.segments(begin, end, [&](Segment s) {
+      double sum, product;
+      const int64_t n = s.end - s.begin, at = first + s.parameter;
+      if (shape_.each && gamma_) {
+        row_products<true>(x + s.begin, dy + s.begin, n, high, gamma_ + at, &sum, &product);
+      } else {
+        row_products<false>(x + s.begin, dy + s.begin, n, high, gamma_, &sum, &product);
+        if (parameters && !shape_.each) to_parameters(*parameters, part, row, at, sum, product);
+        if (gamma_) sum *= gamma_[at], product *= gamma_[at];
+      }
+      all.g += sum;
+      all.product += product;
+    });
+    return all;
+  }
+
+  void to_parameters(const ParameterSums& parameters, int64_t part, int64_t row, int64_t at,
+                     double sum, double product) const {
+    const double low = statistics_[3 * row + 1], rstd = statistics_[3 * row + 2];
+    parameters.add(part, at, rstd * (product - low * sum), sum);
+  }
+
+  // What one task adds up for the parameters of the elements begin to end of a row: short sums in
+  // the compute type, added to the part's own when they are full or the rows' parameters change.
+  struct Pending {
+    S *gamma = nullptr, *beta = nullptr;
+    int64_t first = -1, rows = 0;
+  };
+
+  void flush(const ParameterSums& sums, int64_t part, int64_t lowest, int64_t highest,
+             Pending& pending) const {
+    for (int64_t i = lowest; i < highest && pending.rows; ++i) {
+      const double g = pending.gamma ? pending.gamma[i] : 0, s = pending.beta ? pending.beta[i] : 0;
+      sums.add(part, pending.first + i, g, s);
+      if (pending.gamma) pending.gamma[i] = 0;
+      if (pending.beta) pending.beta[i] = 0;
+    }
+    pending.rows = 0;
+  }
+
+  template <bool past>
+  void gradient(int64_t row, int64_t begin, int64_t end, Projection projection,
+                const ParameterSums& sums, int64_t part, const Pending& pending,
+                bool summed) const {
+    const T *x = x_ + row * n_, *dy = dy_ + row * n_;
+    T* dx = dx_ + row * n_;
+    const int64_t first = shape_.offset(row);
+    const S high = statistics_[3 * row], low = statistics_[3 * row + 1];
+    const S rstd = statistics_[3 * row + 2];
+    const S slope = S(projection.slope), constant = S(projection.constant);
+    shape_.segments(begin, end, [&](Segment s) {
+      const int64_t n = s.end - s.begin, at = first + s.parameter;
+      if (shape_.each) {
+        row_gradient_each<past>(x + s.begin, dy + s.begin, dx + s.begin, n, high, low, rstd, slope,
+                                constant, gamma_ ? gamma_ + at : nullptr,
+                                pending.gamma ? pending.gamma + s.parameter : nullptr,
+                                pending.beta ? pending.beta + s.parameter : nullptr);
+        return;
+      }
+      if (wanted_ && !summed) {
+        double sum, product;
+        row_products<false>(x + s.begin, dy + s.begin, n, high, gamma_, &sum, &product);
+        to_parameters(sums, part, row, at, sum, product);
+      }
+      const S scale = gamma_ ? rstd * gamma_[at] : rstd;
+      row_gradient<past>(x + s.begin, dy + s.begin, dx + s.begin, n, high, scale, slope, constant);
+    });
+  }
+
+  // The gradient in the elements begin to end of some rows; `summed` says whether the sums for the
+  // parameters of segments that have one are taken already.
+  template <class Project>
+  bool rows(int64_t from, int64_t to, int64_t begin, int64_t end, const ParameterSums& sums,
+            int64_t part, bool summed, const Project& projection) const {
+    Scratch scratch;
+    Pending pending;
+    // The parameters that these elements have, counted from the row's first.
+    const bool one = shape_.segment == n_;
+    const int64_t lowest = one ? begin : 0, highest = !shape_.each ? 0 : one ? end : shape_.span();
+    if (shape_.each && b_.dgamma) pending.gamma = scratch.get<S>(highest, true);
+    if (shape_.each && b_.dbeta) pending.beta = scratch.get<S>(highest, true);
+    if (scratch.failed()) return false;
+    for (int64_t row = from; row < to; ++row) {
+      const int64_t first = shape_.offset(row);
+      if (pending.rows >= (one ? kShortSum : 1) || first != pending.first)
+        flush(sums, part, lowest, highest, pending);
+      pending.first = first;
+      ++pending.rows;
+      if (past_)
+        gradient<true>(row, begin, end, projection(row), sums, part, pending, summed);
+      else
+        gradient<false>(row, begin, end, projection(row), sums, part, pending, summed);
+    }
+    flush(sums, part, lowest, highest, pending);
+    if (past_) end_of_stream();
+    return true;
+  }
+
+  Projection project_row(int64_t row, Sums sums) const {
+    return project(p_, sums.g, sums.product, statistics_ + 3 * row);
+  }
+
+  bool run_whole_rows() {
+    const int64_t tasks = least(ceil_div(p_.groups, most(1, kTaskElements / n_)),
+                                wanted_ ? ParameterSums::most_parts(p_) : p_.groups);
+    const int64_t some = ceil_div(p_.groups, tasks);
+    Scratch scratch;
+    const ParameterSums parameters(b_, tasks, scratch);
+    if (scratch.failed()) return false;
+    const bool done = run_all(b_.executor, tasks, [&](int64_t task) {
+      return rows(least(p_.groups, task * some), least(p_.groups, (task + 1) * some), 0, n_,
+                  parameters, task, !p_.given, [&](int64_t row) {
+                    if (p_.given) return Projection{0, 0};
+                    return project_row(row, sums(row, 0, n_, wanted_ ? &parameters : nullptr, task));
+                  });
+    });
+    parameters.finish(static_cast<S*>(b_.dgamma), static_cast<S*>(b_.dbeta));
+    return done;
+  }
+
+  bool run_in_chunks() {
+    int64_t chunk = most(kTaskElements / 8, ceil_div(n_, 64)) / 64 * 64;
+    if (shape_.segment <= chunk) chunk = chunk / shape_.segment * shape_.segment;
+    const int64_t chunks = ceil_div(n_, chunk);
+    // Where chunks have no parameter in common, they add to the same set of sums.
+    const bool apart = shape_.distinct() && (shape_.each ? shape_.segment == n_ : chunk % shape_.segment == 0);
+    const int64_t tasks = apart || !wanted_ ? chunks : least(chunks, ParameterSums::most_parts(p_));
+    Scratch scratch;
+    Sums* partial = scratch.get<Sums>(p_.groups * chunks);
+    Projection* projections = scratch.get<Projection>(p_.groups);
+    const ParameterSums parameters(b_, apart ? 1 : tasks, scratch);
+    if (scratch.failed()) return false;
+    run_all(b_.executor, p_.given ? 0 : p_.groups * chunks, [&](int64_t task) {
+      const int64_t begin = task % chunks * chunk;
+      partial[task] = sums(task / chunks, begin, least(n_, begin + chunk));
+      return true;
+    });
+    for (int64_t row = 0; row < p_.groups; ++row) {
+      Sums all;
+      for (int64_t i = row * chunks; i < (row + 1) * chunks && !p_.given; ++i) {
+        all.g += partial[i].g;
+        all.product += partial[i].product;
+      }
+      projections[row] = project_row(row, all);
+    }
+    const bool done = run_all(b_.executor, tasks, [&](int64_t task) {
+      bool good = true;
+      for (int64_t c = task * chunks / tasks; c < (task + 1) * chunks / tasks; ++c)
+        good &= rows(0, p_.groups, c * chunk, least(n_, (c + 1) * chunk), parameters,
+                     apart ? 0 : task, false, [&](int64_t row) { return projections[row]; });
+      return good;
+    });
+    parameters.finish(static_cast<S*>(b_.dgamma), static_cast<S*>(b_.dbeta));
+    return done;
+  }
+
+  const Backward& b_;
+  const Problem& p_;
+  const RowShape shape_;
+  const int64_t n_;
+  const T *x_, *dy_;
+  const S *gamma_, *statistics_;
+  T* dx_;
+  const bool wanted_, past_;
+};
+
+}  // namespace EVENKEEL_ISA
+}  // namespace evenkeel

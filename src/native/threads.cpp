@@ -1,0 +1,159 @@
+#include "threads.h"
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <mutex>
+#include <thread>
+
+#if defined(__linux__)
+#include <sched.h>
+#endif
+#if !defined(_WIN32)
+#include <pthread.h>
+#endif
+
+namespace evenkeel {
+namespace {
+
+// Work that a caller has posted; it lies on the caller's stack.
+struct Job {
+  evenkeel_task task;
+  void* context;
+  int64_t count;
+  std::atomic<int64_t> next{0};
+  int helpers = 0;  // pool threads that work on it, at most `limit`; guarded by the pool's mutex
+  int limit = 0;
+  Job* following = nullptr;
+
+  bool wants_help() const {
+    return helpers < limit && next.load(std::memory_order_relaxed) < count;
+  }
+};
+
+void work_on(Job& job) {
+  for (;;) {
+    const int64_t index = job.next.fetch_add(1, std::memory_order_relaxed);
+    if (index >= job.count) return;
+    job.task(job.context, index);
+  }
+}
+
+struct Pool {
+  std::mutex mutex;
+  std::condition_variable posted;    // pool threads wait for jobs
+  std::condition_variable finished;  // callers wait for helpers
+  Job* jobs = nullptr;
+  int threads = 0;  // started
+
+  static void help(Pool* pool) {
+    std::unique_lock<std::mutex> lock(pool->mutex);
+    for (;;) {
+      Job* job = pool->jobs;
+      while (job && !job->wants_help()) job = job->following;
+      if (!job) {
+        pool->posted.wait(lock);
+        continue;
+      }
+      ++job->helpers;
+      lock.unlock();
+      work_on(*job);
+      lock.lock();
+      if (--job->helpers == 0) pool->finished.notify_all();
+    }
+  }
+
+  void run(Job& job) {
+    {
+      std::lock_guard<std::mutex> lock(mutex);
+      for (; threads < job.limit; ++threads) {
+        try {
+          std::thread(help, this).detach();
+        } catch (...) {  // no more threads: the caller and those there are do the work
+          break;
+        }
+      }
+      job.following = jobs;
+      jobs = &job;
+    }
+    for (int i = 0; i < job.limit && i + 1 < job.count; ++i) posted.notify_one();
+    work_on(job);
+    std::unique_lock<std::mutex> lock(mutex);
+    Job** link = &jobs;
+    while (*link != &job) link = &(*link)->following;
+    *link = job.following;
+    while (job.helpers) finished.wait(lock);
+  }
+};
+
+int default_thread_count() {
+  if (const char* text = std::getenv("EVENKEEL_NUM_THREADS")) {
+    const int count = std::atoi(text);
+    if (count > 0) return count;
+  }
+#if defined(__linux__)
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) return CPU_COUNT(&allowed);
+#endif
+  const int count = static_cast<int>(std::thread::hardware_concurrency());
+  return count > 0 ? count : 1;
+}
+
+std::atomic<int> wanted_threads{0};
+
+// Never destroyed: its threads may still wait on it while the process ends.
+std::atomic<Pool*> pool{nullptr};
+
+Pool* the_pool() {
+  Pool* found = pool.load(std::memory_order_acquire);
+  if (found) return found;
+  static std::once_flag once;
+  std::call_once(once, [] {
+#if !defined(_WIN32)
+    // A child has none of the threads, and locks that may never open: it starts anew.
+    pthread_atfork(nullptr, nullptr, [] { pool.store(nullptr); });
+#endif
+  });
+  Pool* made = new Pool;
+  if (pool.compare_exchange_strong(found, made)) return made;
+  delete made;
+  return found;
+}
+
+}  // namespace
+
+int thread_count() {
+  int count = wanted_threads.load(std::memory_order_relaxed);
+  if (count == 0) {
+    count = default_thread_count();
+    wanted_threads.store(count, std::memory_order_relaxed);
+  }
+  return count;
+}
+
+bool set_thread_count(int count) {
+  if (count < 1 || count > 4096) return false;
+  wanted_threads.store(count, std::memory_order_relaxed);
+  return true;
+}
+
+void run_tasks(const evenkeel_executor* executor, int64_t count, evenkeel_task task,
+               void* context) {
+  if (count > 1 && executor) {
+    executor->run(executor->handle, count, task, context);
+    return;
+  }
+  const int threads = thread_count();
+  if (count > 1 && threads > 1) {
+    Job job;
+    job.task = task;
+    job.context = context;
+    job.count = count;
+    job.limit = threads - 1;
+    the_pool()->run(job);
+    return;
+  }
+  for (int64_t index = 0; index < count; ++index) task(context, index);
+}
+
+}  // namespace evenkeel

@@ -1,0 +1,205 @@
+// The kernels as operations of PyTorch, through its stable C interface (the "AOTI shim"), whose
+// functions are declared here and looked up when evenkeel_torch_register is called.
+//
+//     evenkeel::forward(x, gamma, beta, recipe, groups, epsilon, centered) -> (y, statistics)
+//     evenkeel::backward(x, gamma, dy, statistics, recipe, groups, epsilon, centered)
+//         -> (dx, dgamma, dbeta)
+//
+// All tensors are contiguous and on the CPU; the Python side sees to that. `recipe` packs the
+// factors of evenkeel.h into one integer, five bits each, the outermost lowest:
+// 1 + part + 3 * run + 12 * varies. Their axes follow from the parts.
+
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "evenkeel.h"
+#include "symbols.h"
+
+namespace {
+
+using Tensor = struct AtenTensorOpaque*;
+using Library = struct TorchLibraryOpaque*;
+using Value = uint64_t;  // an argument or a result: an owned tensor, or the bytes of a number
+using Kernel = void (*)(Value* stack, uint64_t arguments, uint64_t results);
+
+struct Api {
+  int32_t (*library_fragment)(const char* ns, const char* file, uint32_t line, Library*);
+  int32_t (*library_define)(Library, const char* schema);
+  int32_t (*library_of_key)(const char* ns, const char* key, const char* file, uint32_t line,
+                            Library*);
+  int32_t (*library_implement)(Library, const char* name, Kernel);
+  int32_t (*data)(Tensor, void**);
+  int32_t (*rank)(Tensor, int64_t*);
+  int32_t (*shape)(Tensor, int64_t**);
+  int32_t (*dtype)(Tensor, int32_t*);
+  int32_t (*empty)(int64_t rank, const int64_t* shape, const int64_t* strides, int32_t dtype,
+                   int32_t device_type, int32_t device_index, Tensor*);
+  int32_t (*release)(Tensor);
+} api;
+
+void check(int32_t status) {
+  if (status) throw std::runtime_error("evenkeel: a call of PyTorch's C interface failed");
+}
+
+// PyTorch's numbers for the dtypes that the kernels take; they never change.
+enum { kFloat16 = 5, kFloat32 = 6, kFloat64 = 7, kBFloat16 = 15 };
+
+// A tensor that this function owns, as it does its arguments.
+class Owned {
+ public:
+  explicit Owned(Value value) { std::memcpy(&tensor_, &value, sizeof tensor_); }
+  Owned(int64_t rank, const int64_t* shape, int32_t dtype) {
+    int64_t strides[64], stride = 1;
+    if (rank > 64) throw std::runtime_error("evenkeel: x has too many axes");
+    for (int64_t i = rank - 1; i >= 0; --i) {
+      strides[i] = stride;
+      stride *= shape[i] > 0 ? shape[i] : 1;
+    }
+    check(api.empty(rank, shape, strides, dtype, 0, -1, &tensor_));
+  }
+  Owned(const Owned&) = delete;
+  Owned& operator=(const Owned&) = delete;
+  ~Owned() {
+    if (tensor_) api.release(tensor_);
+  }
+
+  void* data() const {
+    void* found;
+    check(api.data(tensor_, &found));
+    return found;
+  }
+  int64_t rank() const {
+    int64_t found;
+    check(api.rank(tensor_, &found));
+    return found;
+  }
+  const int64_t* shape() const {
+    int64_t* found;
+    check(api.shape(tensor_, &found));
+    return found;
+  }
+  int32_t dtype() const {
+    int32_t found;
+    check(api.dtype(tensor_, &found));
+    return found;
+  }
+  // Hand it over as a result.
+  Value give() {
+    Value value = 0;
+    std::memcpy(&value, &tensor_, sizeof tensor_);
+    tensor_ = nullptr;
+    return value;
+  }
+
+ private:
+  Tensor tensor_ = nullptr;
+};
+
+template <class T>
+T number(Value value) {
+  T found;
+  std::memcpy(&found, &value, sizeof found);
+  return found;
+}
+
+// The call that the last four arguments and x describe.
+struct Call : evenkeel_call {
+  int64_t unpacked[4 * 12];
+
+  Call(const Owned& x, const Value* arguments) {
+    switch (x.dtype()) {
+      case kFloat32: dtype = EVENKEEL_FLOAT32; break;
+      case kFloat64: dtype = EVENKEEL_FLOAT64; break;
+      case kBFloat16: dtype = EVENKEEL_BFLOAT16; break;
+      case kFloat16: dtype = EVENKEEL_FLOAT16; break;
+      default: throw std::runtime_error("evenkeel: x is of a dtype that the kernels do not take");
+    }
+    flags = number<bool>(arguments[3]) ? EVENKEEL_CENTERED : 0;
+    epsilon = number<double>(arguments[2]);
+    groups = number<int64_t>(arguments[1]);
+    rank = static_cast<int32_t>(x.rank());
+    shape = x.shape();
+    factors = unpacked;
+    factor_count = 0;
+    int64_t axis = -1;
+    for (uint64_t code = number<uint64_t>(arguments[0]); code && factor_count < 12; code >>= 5) {
+      const int64_t one = static_cast<int64_t>(code % 32) - 1;
+      int64_t* factor = unpacked + 4 * factor_count++;
+      axis += one % 3 != 2;  // the second half of an axis that is cut
+      factor[0] = axis;
+      factor[1] = one % 3;
+      factor[2] = one / 3 % 4;
+      factor[3] = one / 12;
+    }
+  }
+
+  int32_t compute_dtype() const { return dtype == EVENKEEL_FLOAT64 ? kFloat64 : kFloat32; }
+};
+
+void raise(int status) {
+  if (status) throw std::runtime_error(std::string("evenkeel: ") + evenkeel_error());
+}
+
+void forward(Value* stack, uint64_t, uint64_t) {
+  const Owned x(stack[0]), gamma(stack[1]), beta(stack[2]);
+  const Call call(x, stack + 3);
+  int64_t groups, parameters;
+  raise(evenkeel_sizes(&call, &groups, &parameters));
+  const int64_t shape[] = {groups, 3};
+  Owned y(call.rank, call.shape, x.dtype()), statistics(2, shape, call.compute_dtype());
+  raise(evenkeel_forward(&call, x.data(), gamma.data(), beta.data(), y.data(), statistics.data(),
+                         nullptr, nullptr));
+  stack[0] = y.give();
+  stack[1] = statistics.give();
+}
+
+void backward(Value* stack, uint64_t, uint64_t) {
+  const Owned x(stack[0]), gamma(stack[1]), dy(stack[2]), statistics(stack[3]);
+  const Call call(x, stack + 4);
+  Owned dx(call.rank, call.shape, x.dtype());
+  Owned dgamma(gamma.rank(), gamma.shape(), gamma.dtype());
+  Owned dbeta(gamma.rank(), gamma.shape(), gamma.dtype());
+  raise(evenkeel_backward(&call, x.data(), gamma.data(), dy.data(), statistics.data(), dx.data(),
+                          dgamma.data(), dbeta.data(), nullptr));
+  stack[0] = dx.give();
+  stack[1] = dgamma.give();
+  stack[2] = dbeta.give();
+}
+
+}  // namespace
+
+// Define the operations. Returns null, or what is missing. To be called once.
+EVENKEEL_EXPORT const char* evenkeel_torch_register() {
+  static const char* const names[] = {"libtorch_cpu.so", "libtorch_cpu.dylib", "torch_cpu.dll",
+                                      nullptr};
+  static evenkeel::LoadedLibrary torch(names);
+  torch.find("aoti_torch_library_init_fragment", &api.library_fragment);
+  torch.find("aoti_torch_library_def", &api.library_define);
+  torch.find("aoti_torch_library_init_impl", &api.library_of_key);
+  torch.find("aoti_torch_library_impl", &api.library_implement);
+  torch.find("aoti_torch_get_data_ptr", &api.data);
+  torch.find("aoti_torch_get_dim", &api.rank);
+  torch.find("aoti_torch_get_sizes", &api.shape);
+  torch.find("aoti_torch_get_dtype", &api.dtype);
+  torch.find("aoti_torch_empty_strided", &api.empty);
+  torch.find("aoti_torch_delete_tensor_object", &api.release);
+  if (torch.missing()) return torch.missing();
+
+  const char* const options = "int recipe, int groups, float epsilon, bool centered";
+  const std::string schemas[] = {
+      std::string("forward(Tensor x, Tensor gamma, Tensor beta, ") + options +
+          ") -> (Tensor, Tensor)",
+      std::string("backward(Tensor x, Tensor gamma, Tensor dy, Tensor statistics, ") + options +
+          ") -> (Tensor, Tensor, Tensor)"};
+  Library definitions, kernels;  // kept: the operations end with the process
+  if (api.library_fragment("evenkeel", __FILE__, __LINE__, &definitions))
+    return "room for the operations";
+  for (const std::string& schema : schemas)
+    if (api.library_define(definitions, schema.c_str())) return "the operations' definition";
+  if (api.library_of_key("evenkeel", "CPU", __FILE__, __LINE__, &kernels) ||
+      api.library_implement(kernels, "forward", forward) ||
+      api.library_implement(kernels, "backward", backward))
+    return "the operations' kernels";
+  return nullptr;
+}

@@ -1,0 +1,166 @@
+"""The native operations under TensorFlow: graphs, XLA, saving, second derivatives."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import evenkeel
+from evenkeel import native, ops
+
+pytestmark = pytest.mark.skipif(native.KERNELS is None, reason=str(native.UNAVAILABLE))
+
+
+def group(x, gamma=None, beta=None, **options):
+    return ops.group_normalization(x, gamma, beta, groups=3, **options)
+
+
+def inputs(*shape):
+    rng = np.random.default_rng(0)
+    return [tf.constant(rng.standard_normal(one).astype("float32")) for one in (shape, 6, 6)]
+
+
+def operations(function, *arguments):
+    """The types of the operations in a concrete function, and in what it calls."""
+    concrete = function.get_concrete_function(*arguments)
+    found = {one.type for one in concrete.graph.get_operations()}
+    for called in concrete.graph._functions.values():
+        found |= {node.op for node in getattr(called, "cached_definition", called).node_def}
+    return found
+
+
+@pytest.mark.parametrize("spec", [(None, 4, 5, 6), (None, None, None, 6), (2, 4, 5, 6)], ids=str)
+def test_graphs_with_unknown_sizes(spec):
+    function = tf.function(lambda x: group(x, implementation="native"))
+    signature = tf.TensorSpec(spec, tf.float32)
+    assert "EvenkeelForward" in operations(function, signature)
+    assert function.get_concrete_function(signature).output_shapes.as_list() == list(spec)
+    for samples in (1, 2):
+        x, *_ = inputs(2, 4, 5, 6)
+        x = x if spec[0] else x[:samples]
+        np.testing.assert_allclose(function(x), group(x, implementation="plain"), atol=2e-6)
+
+
+def second(implementation, x, gamma, beta):
+    """Value, gradients, and those of a gradient penalty."""
+    with tf.GradientTape() as outer:
+        outer.watch((x, gamma))
+        with tf.GradientTape() as inner:
+            inner.watch((x, gamma, beta))
+            y = group(x, gamma, beta, implementation=implementation)
+            loss = tf.reduce_sum(y**3)
+        first = inner.gradient(loss, (x, gamma, beta))
+        penalty = tf.reduce_sum((tf.norm(tf.reshape(first[0], (2, -1)), axis=1) - 1) ** 2)
+    return y, *first, *outer.gradient(penalty, (x, gamma))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_gradient_penalty_matches_plain(compiled):
+    arguments = inputs(2, 4, 5, 6)
+    step = tf.function(second) if compiled else second
+    for found, plain in zip(step("native", *arguments), step("plain", *arguments), strict=True):
+        scale = np.abs(plain).max()
+        np.testing.assert_allclose(found, plain, rtol=1e-4, atol=1e-5 * scale)
+
+
+def test_forward_mode():
+    x, gamma, beta = inputs(2, 4, 5, 6)
+    direction = tf.reshape(tf.range(240, dtype="float32") % 7, x.shape)
+    tangents = []
+    for implementation in ("native", "plain"):
+        with tf.autodiff.ForwardAccumulator(x, direction) as accumulator:
+            y = group(x, gamma, beta, implementation=implementation)
+        tangents.append(accumulator.jvp(y))
+    np.testing.assert_allclose(*tangents, rtol=1e-4, atol=1e-5)
+    assert np.abs(tangents[0]).max() > 0.1
+
+
+@pytest.mark.parametrize("nested", ["directly", "inner function", "loop"])
+def test_xla_takes_plain(nested):
+    x, *_ = inputs(2, 4, 5, 6)
+
+    def loop(x):
+        return tf.while_loop(lambda i, _: i < 2, lambda i, x: (i + 1, group(x)), (0, x))[1]
+
+    inner = {"directly": group, "inner function": tf.function(group), "loop": loop}[nested]
+    function = tf.function(lambda x: inner(x), jit_compile=True)
+    assert not any("Evenkeel" in one for one in operations(function, x))
+    expected = group(group(x)) if nested == "loop" else group(x)
+    np.testing.assert_allclose(function(x), expected, atol=1e-5)
+    refused = tf.function(lambda x: group(x, implementation="native"), jit_compile=True)
+    with pytest.raises(NotImplementedError, match="XLA compiles this function"):
+        refused(x)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_fit(jit_compile):
+    layers = [keras.Input((6, 4)), evenkeel.GroupNormalization(2), keras.layers.Flatten()]
+    model = keras.Sequential([*layers, keras.layers.Dense(1)])
+    model.compile("sgd", "mse", jit_compile=jit_compile)
+    history = model.fit(np.ones((8, 6, 4)) + np.arange(4), np.ones((8, 1)), verbose=0, epochs=3)
+    assert history.history["loss"][-1] < history.history["loss"][0]
+
+
+def test_a_server_needs_no_evenkeel(tmp_path):
+    model = keras.Sequential([keras.Input((None, 8)), evenkeel.GroupNormalization(4)])
+    x = np.random.default_rng(0).standard_normal((2, 5, 8)).astype("float32")
+    expected = model.predict(x, verbose=0)  # traced once before it is saved
+    np.save(tmp_path / "x.npy", x)
+    model.export(tmp_path / "exported", verbose=False)
+    tf.saved_model.save(model, tmp_path / "saved")
+    code = (
+        "import sys, numpy as np, tensorflow as tf\n"
+        "x = np.load('x.npy')\n"
+        "exported, saved = map(tf.saved_model.load, ('exported', 'saved'))\n"
+        "np.save('y0.npy', exported.serve(x))\n"
+        "run = saved.signatures['serving_default']\n"
+        "np.save('y1.npy', list(run(tf.constant(x)).values())[0])\n"
+        "assert 'evenkeel' not in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=os.environ
+    )
+    assert done.returncode == 0, done.stderr
+    for name in ("y0.npy", "y1.npy"):
+        np.testing.assert_allclose(np.load(tmp_path / name), expected, atol=1e-5)
+
+
+def test_which_operations_keep_what():
+    """The backward operation reads x, gamma, dy and the statistics, and nothing else."""
+    x, gamma, beta = inputs(2, 4, 5, 6)
+
+    @tf.function
+    def gradient(x, gamma, beta):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = group(x, gamma, beta, implementation="native")
+        return tape.gradient(y, x)
+
+    graph = gradient.get_concrete_function(x, gamma, beta).graph
+    (forward,) = (one for one in graph.get_operations() if one.type == "EvenkeelForward")
+    (backward,) = (one for one in graph.get_operations() if one.type == "EvenkeelBackward")
+    assert backward.inputs[0] is forward.inputs[0]
+    assert backward.inputs[3] is forward.outputs[1]
+
+
+def test_two_threads_at_once():
+    x, gamma, beta = inputs(8, 60, 50, 6)
+    function = tf.function(lambda x: group(x, gamma, beta, implementation="native"))
+    expected, wrong = function(x).numpy(), []
+
+    def repeat():
+        for _ in range(20):
+            wrong.extend([1] if not np.array_equal(function(x).numpy(), expected) else [])
+
+    workers = [threading.Thread(target=repeat) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert not any(worker.is_alive() for worker in workers)
+    assert wrong == []

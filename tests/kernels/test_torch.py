@@ -1,0 +1,219 @@
+"""The native operations under PyTorch: memory formats, transforms, compilers, devices."""
+
+import keras
+import numpy as np
+import pytest
+import torch
+from torch.autograd import forward_ad
+
+import evenkeel
+from evenkeel import native, ops
+
+pytestmark = pytest.mark.skipif(native.KERNELS is None, reason=str(native.UNAVAILABLE))
+
+
+def tensors(*shapes, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes
+    ]
+
+
+def group(x, gamma=None, beta=None, **options):
+    return ops.group_normalization(x, gamma, beta, **{"groups": 3, "axis": 1, **options})
+
+
+def gradients(implementation, x, gamma, beta, **options):
+    y = group(x, gamma, beta, implementation=implementation, **options)
+    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    return y, *torch.autograd.grad(y, (x, gamma, beta), dy)
+
+
+def assert_same(found, expected, atol=2e-5):
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one.detach().numpy(), other.detach().numpy(), 1e-5, atol)
+
+
+LAYOUTS = {
+    "channels last": lambda x: x.to(memory_format=torch.channels_last),
+    "any dense order": lambda x: x.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0),
+    "every second": lambda x: torch.repeat_interleave(x, 2, 3)[..., ::2],
+    "expanded": lambda x: x[:1].expand(4, 6, 5, 7),
+    "one pixel": lambda x: x[:, :, :1, :1].to(memory_format=torch.channels_last),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_memory_layouts(layout):
+    x, gamma, beta = tensors((4, 6, 5, 7), (6,), (6,))
+    laid_out = LAYOUTS[layout](x.detach()).requires_grad_()
+    found = gradients("native", laid_out, gamma, beta)
+    plain = gradients("plain", laid_out.detach().contiguous().requires_grad_(), gamma, beta)
+    assert_same(found, plain)
+    if layout == "channels last":
+        assert found[0].stride() == found[1].stride() == laid_out.stride()
+
+
+def test_a_layer_keeps_channels_last():
+    layer = evenkeel.GroupNormalization(groups=3, axis=1, implementation="native")
+    x = torch.randn(4, 6, 5, 7).to(memory_format=torch.channels_last)
+    layer.build(x.shape)
+    assert layer(x).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("absent", ["gamma", "beta", "both"])
+def test_absent_parameters(absent):
+    x, gamma, beta = tensors((4, 6, 5), (6,), (6,))
+    given = (None if absent in ("gamma", "both") else gamma, None if absent != "gamma" else beta)
+    assert_same(
+        [group(x, *given, implementation="native")], [group(x, *given, implementation="plain")]
+    )
+
+
+def test_second_derivatives_and_which_inputs_want_them():
+    x, gamma, beta = tensors((2, 6, 4), (6,), (6,), dtype=torch.float64)
+    call = lambda *inputs: group(*inputs, implementation="native")  # noqa: E731
+    assert torch.autograd.gradcheck(call, (x, gamma, beta))
+    assert torch.autograd.gradgradcheck(call, (x, gamma, beta))
+    assert torch.autograd.gradgradcheck(lambda x: call(x, gamma.detach(), beta.detach()), (x,))
+    assert torch.autograd.gradcheck(lambda g: call(x.detach(), g, beta.detach()), (gamma,))
+
+
+def test_a_gradient_penalty_matches_plain():
+    def step(implementation):
+        x, gamma, beta = tensors((4, 6, 5), (6,), (6,))
+        y = group(x, gamma, beta, implementation=implementation)
+        (dx,) = torch.autograd.grad((y**3).sum(), x, create_graph=True)
+        return torch.autograd.grad((dx.square().sum(1).sqrt() - 1).square().sum(), (x, gamma))
+
+    assert_same(step(None), step("plain"), atol=1e-3)
+
+
+def test_torch_func_takes_plain_and_says_so():
+    x, gamma, beta = (one.detach() for one in tensors((2, 6, 4), (6,), (6,)))
+    total = lambda x, **options: (group(x, gamma, beta, **options) ** 3).sum()  # noqa: E731
+    plain = lambda x: total(x, implementation="plain")  # noqa: E731
+    for transform in (torch.func.grad, torch.func.jacfwd, torch.func.hessian):
+        np.testing.assert_allclose(transform(total)(x), transform(plain)(x), 1e-4, 1e-4)
+        with pytest.raises(NotImplementedError, match=r"inside a transform of torch\.func"):
+            transform(lambda x: total(x, implementation="native"))(x)
+    direction = torch.arange(x.numel(), dtype=x.dtype).reshape(x.shape) % 5
+    _, tangent = torch.func.jvp(total, (x,), (direction,))
+    assert abs(tangent) > 1
+    np.testing.assert_allclose(tangent, (torch.func.grad(plain)(x) * direction).sum(), rtol=1e-4)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, direction)
+        assert forward_ad.unpack_dual(group(dual)).tangent.abs().max() > 0
+        with pytest.raises(NotImplementedError, match="forward-mode"):
+            group(dual, implementation="native")
+
+
+class Recorder:
+    """A backend of torch.compile that notes which operations the graphs call."""
+
+    def __init__(self):
+        self.called = []
+
+    def __call__(self, module, inputs):
+        from functorch.compile import make_boxed_func
+        from torch._dynamo.backends.common import aot_autograd
+
+        def note(graph, _):
+            self.called += [str(node.target) for node in graph.graph.nodes]
+            return make_boxed_func(graph.forward)
+
+        return aot_autograd(fw_compiler=note, bw_compiler=note)(module, inputs)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile_keeps_the_native_operations(dynamic):
+    torch.compiler.reset()
+    recorder = Recorder()
+    traced = torch.compile(group, backend=recorder, fullgraph=True, dynamic=dynamic)
+    for samples in (4, 3, 7):
+        x, gamma, beta = tensors((samples, 6, 5), (6,), (6,))
+        dy = torch.ones(x.shape) + x.detach()
+        found = torch.autograd.grad(traced(x, gamma, beta), (x, gamma, beta), dy)
+        expected = torch.autograd.grad(group(x, gamma, beta), (x, gamma, beta), dy)
+        assert_same(found, expected)
+    for name in ("evenkeel.forward.default", "evenkeel.backward.default"):
+        assert name in recorder.called
+    torch.compiler.reset()
+
+
+def test_export_uses_plain():
+    class Module(torch.nn.Module):
+        def forward(self, x):
+            return group(x)
+
+    x = torch.randn(4, 6, 5)
+    program = torch.export.export(Module(), (x,))
+    assert "evenkeel" not in str(program.graph_module.code)
+    assert_same([program.module()(x)], [group(x)])
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: torch.empty(4, 6, 5, device="meta"), "on meta; the native kernels serve CPU"),
+        (lambda: torch.eye(6).to_sparse(), "layout torch.sparse"),
+        (lambda: torch.zeros(4, 6).to(torch.float8_e4m3fn), "dtype torch.float8"),
+        (lambda: torch.zeros((2, *[1] * 10, 6)), "12 axes"),
+    ],
+)
+def test_what_native_does_not_serve(make, reason):
+    x = make()
+    view = ops.build_view(x.shape, axis=1, groups=1)
+    assert reason in native.unsupported(x, None, None, view, epsilon=1e-3, centered=True, mask=None)
+
+
+def test_meta_tensors_take_plain():
+    assert group(torch.empty(4, 6, 5, device="meta")).shape == (4, 6, 5)
+
+
+def test_fake_tensors_have_the_operation_s_shapes():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        y = group(torch.empty(4, 6, 5, 3), torch.empty(6), torch.empty(6), implementation="native")
+    assert y.shape == (4, 6, 5, 3)
+
+
+def test_autocast_and_half():
+    x, gamma, beta = tensors((4, 6, 5), (6,), (6,))
+    with torch.autocast("cpu", torch.bfloat16):
+        y = group(x.bfloat16(), gamma, beta, implementation="native")
+    assert y.dtype == torch.bfloat16
+    assert_same([y.float()], [group(x.bfloat16().float(), gamma, beta)], atol=0.05)
+
+
+def test_nothing_of_x_s_size_is_kept_besides_x():
+    x, gamma, beta = tensors((64, 6, 50), (6,), (6,))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        group(x, gamma, beta, implementation="native")
+    assert [one.data_ptr() for one in kept if one.numel() >= x.numel()] == [x.data_ptr()]
+
+
+def test_fit_and_a_forked_loader():
+    """A worker that is forked after the kernels have run must not wait for their threads."""
+
+    class Data(torch.utils.data.Dataset):
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, i):
+            return group(torch.ones(8, 6, 4000) * i, implementation="native")[0]
+
+    Data()[0]
+    loader = torch.utils.data.DataLoader(
+        Data(), num_workers=1, multiprocessing_context="fork", timeout=60
+    )
+    assert len(list(loader)) == 4
+    model = keras.Sequential(
+        [keras.Input((6, 4)), evenkeel.GroupNormalization(2, implementation="native"),
+         keras.layers.Flatten(), keras.layers.Dense(1)]
+    )  # fmt: skip
+    model.compile("sgd", "mse")
+    history = model.fit(np.ones((8, 6, 4)) + np.arange(4), np.ones((8, 1)), verbose=0, epochs=3)
+    assert history.history["loss"][-1] < history.history["loss"][0]
