@@ -1,4 +1,4 @@
-"""The command line: `evenkeel compare | explain | config`.
+"""The command line: `evenkeel compare | explain | bench | config`.
 
 Each command is a parser beside the function that runs it. The plotting, progress and data
 libraries that a command needs are imported when it runs, never at the top of this file.
@@ -105,6 +105,43 @@ def run_compare(options: argparse.Namespace) -> int:
     return 0
 
 
+def add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the parser of `evenkeel bench`."""
+    from evenkeel.benchmark import DEFAULTS
+
+    parser = commands.add_parser(
+        "bench",
+        help="how fast the layers are on this machine, beside Keras and the framework",
+        description="Time the layers, forward and with backward, in turn with Keras' layer, the "
+        "framework's own normalization, and an elementwise a * 1.01.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--norms", help="a comma list of normalizations")
+    parser.add_argument("--layouts", help="where the channels are")
+    parser.add_argument("--sizes", help="of the tensors")
+    parser.add_argument("--dtypes", help="of the tensors")
+    parser.add_argument("--rounds", metavar="N", help="how often each is timed")
+    parser.add_argument("--out", metavar="DIR", help="folder for bench-BACKEND.json and .png")
+    parser.add_argument("--force", action="store_true", help="overwrite those files")
+    parser.add_argument("--backend", help="tensorflow, jax or torch; None: as Keras is configured")
+    parser.set_defaults(run=run_bench, **DEFAULTS)
+
+
+def run_bench(options: argparse.Namespace) -> int:
+    """Time the cases and print the table."""
+    from evenkeel.benchmark import DEFAULTS, bench
+
+    chosen = {name: getattr(options, name) for name in DEFAULTS}
+    try:
+        print(bench(**chosen, out=options.out, force=options.force))
+    except KeyboardInterrupt:
+        print("\nStopped; nothing was written.", file=sys.stderr)
+        return 130
+    if options.out is not None:
+        print(f"\nThe numbers and the plot are in {options.out}")
+    return 0
+
+
 def add_config(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Declare `evenkeel config`."""
     parser = commands.add_parser("config", help="versions, and which implementations can be used")
@@ -124,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; wrong input is one sentence on stderr and exit code 2."""
     parser = argparse.ArgumentParser(prog="evenkeel", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (add_compare, add_explain, add_config):
+    for add in (add_compare, add_explain, add_bench, add_config):
         add(commands)
     options = parser.parse_args(arguments)
     try:

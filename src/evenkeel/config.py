@@ -22,29 +22,27 @@ def _native_text() -> str:
     return f"usable ({library.isa()}, {count} thread{'s' if count > 1 else ''})"
 
 
-def config_text() -> str:
-    """Versions, the backend, and for every implementation whether it is usable, as lines."""
-    versions = {
+def facts() -> dict[str, str]:
+    """Versions, the backend, and for every implementation whether it is usable, by name."""
+    tensorflow = [_version(name) for name in ("tensorflow", "tensorflow-cpu")]
+    usable = {"native": native.UNAVAILABLE or _native_text(), "plain": "usable (keras.ops)"}
+    return {
         "evenkeel": _version("evenkeel"),
         "python": platform.python_version(),
         "keras": keras.__version__,
         "numpy": _version("numpy"),
-        "tensorflow": next(
-            (
-                found
-                for name in ("tensorflow", "tensorflow-cpu")
-                if (found := _version(name)) != "not installed"
-            ),
-            "not installed",
-        ),
+        "tensorflow": min(tensorflow, key=lambda found: found == "not installed"),
         "jax": _version("jax"),
         "torch": _version("torch"),
+        "backend": keras.backend.backend(),
+        "machine": platform.machine(),
+        **{name: usable[name] for name in implementation.NAMES},
     }
-    usable = {"native": native.UNAVAILABLE or _native_text(), "plain": "usable (keras.ops)"}
-    lines = [f"{name:<12}{version}" for name, version in versions.items()]
-    lines += [f"{'backend':<12}{keras.backend.backend()}", f"{'machine':<12}{platform.machine()}"]
-    lines += [f"{name:<12}{usable[name]}" for name in implementation.NAMES]
-    return "\n".join(lines)
+
+
+def config_text() -> str:
+    """The facts, a line each."""
+    return "\n".join(f"{name:<12}{fact}" for name, fact in facts().items())
 
 
 def show_config() -> None:

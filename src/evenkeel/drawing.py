@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from evenkeel.errors import InputError
+from evenkeel.figures import need_matplotlib
 
 if TYPE_CHECKING:
     from evenkeel.explanation import Explanation
@@ -48,7 +49,7 @@ class Drawable:
         Raises:
             InputError: matplotlib is not installed.
         """
-        _need_matplotlib()
+        need_matplotlib()
         return draw(self.panels(), ax)
 
     def figure(self) -> Any:
@@ -111,7 +112,7 @@ def check_output(path: str | os.PathLike[str], force: bool) -> None:
         raise InputError(
             f"the folder {str(path.parent)!r} does not exist; create it, or name another."
         )
-    _need_matplotlib()
+    need_matplotlib()
 
 
 def _format(path: pathlib.Path) -> str:
@@ -121,14 +122,6 @@ def _format(path: pathlib.Path) -> str:
             f"cannot tell the format of {str(path)!r}; end the name with .png, .svg or .pdf."
         )
     return suffix
-
-
-def _need_matplotlib() -> None:
-    if importlib.util.find_spec("matplotlib") is None:
-        raise InputError(
-            "drawing needs matplotlib, which is not installed; "
-            "install it with: pip install 'evenkeel[compare]'"
-        )
 
 
 @dataclasses.dataclass(frozen=True)

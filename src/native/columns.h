@@ -34,12 +34,10 @@ struct ColumnShape {
       const int64_t step = 2 * vector_lanes;
       const int64_t whole = step / common_divisor(lanes, step);
       if (whole * lanes <= kMostLanes && whole * 4 <= lengths) fold = whole;
-      while (fold * lanes < 4 * step && fold * 8 <= lengths) fold *= 2;
+      while (fold * lanes < kFolded * vector_lanes && fold * 8 <= lengths) fold *= 2;
     }
     tiles = ceil_div(lanes, width);
   }
-
-  static constexpr int64_t kMostLanes = 1024;
 
   static int64_t common_divisor(int64_t a, int64_t b) {
     while (b) {
@@ -117,6 +115,11 @@ class Columns {
   // The elements of the incomplete row if the range has it, and the end of the complete ones.
   int64_t rest_of(const Tile& t, RowRange range) const { return range.end > t.rows ? t.rest : 0; }
 
+  // Nothing to do before a row.
+  struct Nothing {
+    void operator()(int64_t) const {}
+  };
+
   // A number that the compiler knows.
   template <int n>
   struct Constant {
@@ -134,48 +137,105 @@ class Columns {
     for (; j < width; ++j) one(j);
   }
 
-  // Rows that are read together, so that they are in the nearest cache for all their lanes.
-  int64_t block(const Tile& t) const {
-    return most(8, least(kShortSum, 16384 / (t.width * int64_t(sizeof(T)))));
+  // What one element of a row adds to the sums of its lane: u, and u * v.
+  template <class N>
+  struct Term {
+    N u, v;
+  };
+
+  // Add to each lane the sums over a range of rows of the terms that of(i, j) gives for vectors and
+  // one_of(i, j) for single elements; before(i) comes before row i. Sums are short, in the compute
+  // type, before they go to double.
+  //
+  // Memory is read in its order, row after row: read column after column, it takes twice as long.
+  // The sums wait in registers where a row is as short as rows are folded to be, else in the
+  // nearest cache, where they are fetched once for several rows that are long.
+  template <class Before, class Of, class OneOf>
+  void lane_sums(const Tile& t, RowRange range, double* sum, double* product, const Before& before,
+                 const Of& of, const OneOf& one_of) const {
+    constexpr bool kInOrder = !__is_same(Before, Nothing);
+    const int64_t stop = least(range.end, t.rows);
+    for (int64_t from = 0; from < t.width; from += kMostLanes) {
+      const int64_t lanes = least(kMostLanes, t.width - from), whole = lanes / kLanes<T> * kLanes<T>;
+      const bool folded = lanes == kFolded * kLanes<T>;
+      const int64_t together = kInOrder || t.stride * int64_t(sizeof(T)) < kFarApart ? 1 : 4;
+      alignas(64) S a[kMostLanes], b[kMostLanes];
+      for (int64_t r = range.begin; r < stop; r += kShortSum) {
+        const int64_t last = least(stop, r + kShortSum);
+        if (folded && !kInOrder) {
+          V to_a[kFolded] = {}, to_b[kFolded] = {};
+          for (int64_t i = r; i < last; ++i) {
+            for (int k = 0; k < kFolded; ++k) {
+              const Term<V> term = of(i, from + k * kLanes<T>);
+              to_a[k] += term.u;
+              to_b[k] = madd(term.u, term.v, to_b[k]);
+            }
+          }
+          __builtin_memcpy(a, to_a, sizeof to_a);
+          __builtin_memcpy(b, to_b, sizeof to_b);
+        } else {
+          __builtin_memset(a, 0, size_t(whole) * sizeof(S));
+          __builtin_memset(b, 0, size_t(whole) * sizeof(S));
+          for (int64_t i = r; i < last;) {
+            before(i);
+            const int64_t next = i + together <= last ? i + together : i + 1;
+            if (next - i == 4)
+              add_rows<4>(i, from, whole, a, b, of);
+            else
+              add_rows<1>(i, from, whole, a, b, of);
+            add_rest(i, next, from + whole, from + lanes, sum, product, one_of);
+            i = next;
+          }
+        }
+        for (int64_t j = 0; j < whole; j += kLanes<T>) {
+          add_to(sum + from + j, read<V>(a + j));
+          add_to(product + from + j, read<V>(b + j));
+        }
+      }
+    }
+    add_rest(t.rows, t.rows + 1, 0, rest_of(t, range), sum, product, one_of);
   }
 
-  // Add the moments of each lane about its pivot, in short sums of the compute type.
+  template <int rows, class Of>
+  static void add_rows(int64_t i, int64_t from, int64_t whole, S* a, S* b, const Of& of) {
+    for (int64_t j = 0; j < whole; j += kLanes<T>) {
+      V to_a = read<V>(a + j), to_b = read<V>(b + j);
+      for (int k = 0; k < rows; ++k) {
+        const Term<V> term = of(i + k, from + j);
+        to_a += term.u;
+        to_b = madd(term.u, term.v, to_b);
+      }
+      __builtin_memcpy(a + j, &to_a, sizeof to_a);
+      __builtin_memcpy(b + j, &to_b, sizeof to_b);
+    }
+  }
+
+  // The same for rows i to end and lanes j to stop, one element after the other.
+  template <class OneOf>
+  static void add_rest(int64_t i, int64_t end, int64_t j, int64_t stop, double* sum,
+                       double* product, const OneOf& one_of) {
+    for (; i < end; ++i) {
+      for (int64_t k = j; k < stop; ++k) {
+        const Term<S> term = one_of(i, k);
+        sum[k] += term.u;
+        product[k] = madd(double(term.u), double(term.v), product[k]);
+      }
+    }
+  }
+
+  // Add the moments of each lane about its pivot.
   void moments(Tile t, RowRange range, const S* pivot, double* sum, double* squares) const {
     const T* x = x_ + t.begin;
-    const int64_t stop = least(range.end, t.rows), step = block(t);
-    for (int64_t r = range.begin; r < stop; r += step) {
-      const int64_t last = least(stop, r + step);
-      for_lanes<2>(
-          t.width,
-          [&](int64_t j, auto vectors) {
-            constexpr int kVectors = decltype(vectors)::value;
-            V p[kVectors], s[kVectors] = {}, q[kVectors] = {};
-            __builtin_memcpy(p, pivot + j, sizeof p);
-            for (int64_t i = r; i < last; ++i) {
-              for (int k = 0; k < kVectors; ++k) {
-                const V d = load(x + i * t.stride + j + k * kLanes<T>) - p[k];
-                s[k] += d;
-                q[k] = madd(d, d, q[k]);
-              }
-            }
-            for (int k = 0; k < kVectors; ++k) {
-              add_to(sum + j + k * kLanes<T>, s[k]);
-              add_to(squares + j + k * kLanes<T>, q[k]);
-            }
-          },
-          [&](int64_t j) {
-            for (int64_t i = r; i < last; ++i) {
-              const double d = get(x[i * t.stride + j]) - pivot[j];
-              sum[j] += d;
-              squares[j] = madd(d, d, squares[j]);
-            }
-          });
-    }
-    for (int64_t j = 0; j < rest_of(t, range); ++j) {
-      const double d = get(x[t.rows * t.stride + j]) - pivot[j];
-      sum[j] += d;
-      squares[j] = madd(d, d, squares[j]);
-    }
+    lane_sums(
+        t, range, sum, squares, Nothing(),
+        [&](int64_t i, int64_t j) {
+          const V d = load(x + i * t.stride + j) - read<V>(pivot + j);
+          return Term<V>{d, d};
+        },
+        [&](int64_t i, int64_t j) {
+          const S d = S(get(x[i * t.stride + j]) - pivot[j]);
+          return Term<S>{d, d};
+        });
   }
 
   // The sum over the lanes of one group, in all stretches of a row.
@@ -318,6 +378,9 @@ class ForwardColumns : Columns<T> {
 
   // Returns whether a pivot was too far from its mean.
   bool statistics(const Tile& t, const S* pivot, const double* sum, const double* squares) const {
+    if (t.groups == t.width)
+      return finish(p_, t.groups, pivot, sum, squares, statistics_ + 3 * t.group,
+                    variance_ ? variance_ + t.group : nullptr);
     bool far = false;
     for (int64_t g = 0; g < t.groups; ++g) {
       Moments m;
@@ -414,6 +477,7 @@ class ForwardColumns : Columns<T> {
 template <class T>
 class BackwardColumns : Columns<T> {
   using Base = Columns<T>;
+  using typename Base::Nothing;
   using typename Base::S;
   using typename Base::V;
   using Base::p_, Base::shape_, Base::units_, Base::x_, Base::gamma_, Base::executor_;
@@ -542,63 +606,41 @@ class BackwardColumns : Columns<T> {
 
   // Add, for each lane, the sums of g and of g * (x - high): g is dy, times gamma where this
   // changes from row to row.
-  void products(Tile t, RowRange range, Lanes l, double* sum,
-                double* product) const {
+  void products(Tile t, RowRange range, Lanes l, double* sum, double* product) const {
     if (p_.given && (shape_.by_row || !wanted_)) return;
-    const T *x = x_ + t.begin, *dy = dy_ + t.begin;
-    const int64_t stop = least(range.end, t.rows);
-    // gamma of each row, where it is one number there; of each lane, for one row at a time.
-    const bool lanes_apart = shape_.by_row && this->lanes_vary();
-    const bool rows_apart = shape_.by_row && !lanes_apart && gamma_;
-    S of_row[kShortSum];
-    const int64_t step = lanes_apart ? 1 : this->block(t);
-    for (int64_t r = range.begin; r < stop; r += step) {
-      const int64_t last = least(stop, r + step);
-      if (lanes_apart) row_gamma(t, r, l.gamma);
-      for (int64_t i = r; i < last; ++i)
-        of_row[i - r] = rows_apart ? gamma_[row_parameter(t, i)] : S(1);
-      this->template for_lanes<2>(
-          t.width,
-          [&](int64_t j, auto vectors) {
-            constexpr int kVectors = decltype(vectors)::value;
-            V high[kVectors], a[kVectors] = {}, b[kVectors] = {};
-            __builtin_memcpy(high, l.high + j, sizeof high);
-            for (int64_t i = r; i < last; ++i) {
-              for (int k = 0; k < kVectors; ++k) {
-                const int64_t at = i * t.stride + j + k * kLanes<T>;
-                V g = load(dy + at);
-                if (rows_apart) g *= fill<V>(of_row[i - r]);
-                a[k] += g;
-                b[k] = madd(g, load(x + at) - high[k], b[k]);
-              }
-            }
-            for (int k = 0; k < kVectors; ++k) {
-              if (lanes_apart) {
-                const V gamma = read<V>(l.gamma + j + k * kLanes<T>);
-                a[k] *= gamma;
-                b[k] *= gamma;
-              }
-              add_to(sum + j + k * kLanes<T>, a[k]);
-              add_to(product + j + k * kLanes<T>, b[k]);
-            }
-          },
-          [&](int64_t j) {
-            double a = 0, b = 0;
-            for (int64_t i = r; i < last; ++i) {
-              const double g = double(get(dy[i * t.stride + j])) * of_row[i - r];
-              a += g;
-              b = madd(g, double(get(x[i * t.stride + j]) - l.high[j]), b);
-            }
-            sum[j] += lanes_apart ? a * l.gamma[j] : a;
-            product[j] += lanes_apart ? b * l.gamma[j] : b;
-          });
-    }
-    for (int64_t j = 0; j < this->rest_of(t, range); ++j) {
-      const double g = get(dy[t.rows * t.stride + j]);
-      sum[j] += g;
-      product[j] = madd(g, double(get(x[t.rows * t.stride + j]) - l.high[j]), product[j]);
-    }
+    if (!shape_.by_row)
+      products(t, range, l, sum, product, Nothing(), [](int64_t, int64_t) { return S(1); });
+    else if (this->lanes_vary())
+      products(t, range, l, sum, product, [&](int64_t i) { row_gamma(t, i, l.gamma); },
+                  [&](int64_t, int64_t j) { return l.gamma + j; });
+    else
+      products(t, range, l, sum, product, Nothing(), [&](int64_t i, int64_t) {
+        return gamma_ ? gamma_[row_parameter(t, i)] : S(1);
+      });
   }
+
+  // gamma(i, j) is one number, or points to one for each lane from j on.
+  template <class Before, class Gamma>
+  void products(const Tile& t, RowRange range, const Lanes& l, double* sum, double* product,
+                const Before& before, const Gamma& gamma) const {
+    using Term = typename Base::template Term<V>;
+    using OneTerm = typename Base::template Term<S>;
+    const T *x = x_ + t.begin, *dy = dy_ + t.begin;
+    this->lane_sums(
+        t, range, sum, product, before,
+        [&](int64_t i, int64_t j) {
+          const int64_t at = i * t.stride + j;
+          return Term{load(dy + at) * spread(gamma(i, j)), load(x + at) - read<V>(l.high + j)};
+        },
+        [&](int64_t i, int64_t j) {
+          const int64_t at = i * t.stride + j;
+          return OneTerm{S(get(dy[at]) * one(gamma(i, j))), S(get(x[at]) - l.high[j])};
+        });
+  }
+  static V spread(S number) { return fill<V>(number); }
+  static V spread(const S* numbers) { return read<V>(numbers); }
+  static S one(S number) { return number; }
+  static S one(const S* numbers) { return *numbers; }
 
   // The gradients of gamma and beta where these are the same in all rows.
   void to_parameters(const Tile& t, const double* sum, const double* product,

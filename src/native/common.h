@@ -13,6 +13,9 @@ constexpr int64_t kTaskElements = 32768;   // a task takes at least about 10 mic
 constexpr int64_t kCacheBytes = 4 << 20;   // of a group that is read twice out of the cache
 constexpr int64_t kStreamBytes = 16 << 20;  // outputs from this size on are stored past the cache
 constexpr int64_t kShortSum = 32;          // numbers added in the compute type before double takes over
+constexpr int64_t kMostLanes = 1024;        // whose sums are kept in the nearest cache
+constexpr int64_t kFolded = 8;              // vectors of a row of folded stretches
+constexpr int64_t kFarApart = 2048;         // bytes between rows that are read together
 constexpr int64_t kMostParts = 64;         // partial sums of the gradient of gamma
 
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -86,22 +89,68 @@ struct Moments {
   double sum = 0, squares = 0;
 };
 
-// The three statistics of a group, from its moments about a pivot. Returns whether the pivot was
-// so far from the mean that the moments lost digits: then they are taken again about the mean.
+// The three statistics of a group and its variance, from its moments about a pivot; and whether
+// the pivot was so far from the mean that the moments lost digits: then they are taken again about
+// the mean.
+template <class S>
+struct Statistics {
+  S high, low, rstd, variance;
+  bool far;
+
+  Statistics(bool centered, double n, double epsilon, S pivot, double sum, double squares) {
+    const double rest = centered ? sum / n : 0;
+    const double found = squares / n - rest * rest, v = found < 0 ? 0 : found;
+    const double mean = pivot + rest, taken = mean - pivot;
+    high = S(mean);
+    // What rounding took from the mean; where S is double, what it took from the sum counts too.
+    low = S((mean - double(high)) + ((pivot - (mean - taken)) + (rest - taken)));
+    rstd = S(1 / __builtin_sqrt(v + epsilon));
+    variance = S(v);
+    // In float64 there is no wider type for the sums, so the pivot must be the mean, nearly.
+    far = (rest * rest > (sizeof(S) == 8 ? 1e-6 : 4.0) * v) & (high != pivot);
+  }
+};
+
+// Write the statistics of `count` groups whose pivots and moments are in line, and return whether
+// any pivot was too far. The first loop is one that compilers turn into vectors.
+template <bool centered, class S>
+static inline bool finish_groups(const Problem& p, int64_t count, const S* pivot, const double* sum,
+                                 const double* squares, S* statistics, S* variance) {
+  const double n = double(p.count), epsilon = p.epsilon;
+  constexpr int64_t kSome = 32;
+  bool far = false;
+  for (int64_t from = 0; from < count; from += kSome) {
+    const int64_t some = least(kSome, count - from);
+    S high[kSome], low[kSome], rstd[kSome], v[kSome];
+    int some_far = 0;
+    for (int64_t g = 0; g < some; ++g) {
+      const Statistics<S> one(centered, n, epsilon, pivot[from + g], sum[from + g],
+                              squares[from + g]);
+      high[g] = one.high;
+      low[g] = one.low;
+      rstd[g] = one.rstd;
+      v[g] = one.variance;
+      some_far |= one.far;
+    }
+    far |= some_far;
+    for (int64_t g = 0; g < some; ++g) {
+      statistics[3 * (from + g)] = high[g];
+      statistics[3 * (from + g) + 1] = low[g];
+      statistics[3 * (from + g) + 2] = rstd[g];
+      if (variance) variance[from + g] = v[g];
+    }
+  }
+  return far;
+}
+template <class S>
+static inline bool finish(const Problem& p, int64_t count, const S* pivot, const double* sum,
+                          const double* squares, S* statistics, S* variance) {
+  return p.centered ? finish_groups<true>(p, count, pivot, sum, squares, statistics, variance)
+                    : finish_groups<false>(p, count, pivot, sum, squares, statistics, variance);
+}
 template <class S>
 static inline bool finish(const Problem& p, S pivot, Moments m, S* statistics, S* variance) {
-  const double n = double(p.count), rest = p.centered ? m.sum / n : 0;
-  double v = m.squares / n - rest * rest;
-  if (v < 0) v = 0;
-  const double mean = pivot + rest, taken = mean - pivot;
-  const S high = S(mean);
-  statistics[0] = high;
-  // What rounding took from the mean; where S is double, what it took from the sum counts too.
-  statistics[1] = S((mean - double(high)) + ((pivot - (mean - taken)) + (rest - taken)));
-  statistics[2] = S(1 / __builtin_sqrt(v + p.epsilon));
-  if (variance) *variance = S(v);
-  // In float64 there is no wider type for the sums, so the pivot must be the mean, nearly.
-  return rest * rest > (sizeof(S) == 8 ? 1e-6 : 4.0) * v && high != pivot;
+  return finish(p, 1, &pivot, &m.sum, &m.squares, statistics, variance);
 }
 
 // Sums of a group's gradient g = gamma * dy, and of g * (x - high), where high is the first of the

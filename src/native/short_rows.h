@@ -108,11 +108,8 @@ class ShortRows {
       add_to(sum + j, s);
       add_to(squares + j, q);
     }
-    bool far = false;
-    for (int64_t r = 0; r < least(kRows, rows_ - first); ++r)
-      far |= finish(p_, pivot.at[r], Moments{sum[r], squares[r]}, statistics + 3 * (first + r),
-                    variance ? variance + first + r : nullptr);
-    return far;
+    return finish(p_, least(kRows, rows_ - first), pivot.at, sum, squares, statistics + 3 * first,
+                  variance ? variance + first : nullptr);
   }
 
   void read_statistics(const S* statistics, int64_t first, int64_t which, Line& line) const {

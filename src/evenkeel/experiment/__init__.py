@@ -23,6 +23,7 @@ from evenkeel.experiment.runs import (
     deterministic,
     train,
 )
+from evenkeel.figures import need_matplotlib
 
 __all__ = ["DEFAULTS", "Results", "compare"]
 
@@ -86,7 +87,7 @@ def compare(
     loaded = images.load(chosen)
     models.check(chosen, loaded.image_shape)
     if out is not None:
-        plots.need_matplotlib()
+        need_matplotlib()
     plan, not_applicable = _plan(chosen, loaded.image_shape)
     with contextlib.ExitStack() as stack:
         folder = None

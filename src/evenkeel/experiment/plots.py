@@ -8,25 +8,11 @@ import statistics
 from collections.abc import Iterator
 from typing import Any
 
-from evenkeel.errors import InputError
 from evenkeel.experiment.results import Results
+from evenkeel.figures import COLOURS, MARKERS
 
-# Okabe and Ito's colours, told apart with every kind of colour vision; markers for grey print.
-COLOURS = ("#4d4d4d", "#e69f00", "#0072b2", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#8c6d1f")
-MARKERS = "os^DvPX*"
 SIZE = (5.0, 3.6)  # inches
 DPI = 160
-
-
-def need_matplotlib() -> None:
-    """Raise InputError where matplotlib is not installed."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise InputError(
-            "the plots need matplotlib, which is not installed; "
-            "run pip install 'evenkeel[compare]'."
-        ) from None
 
 
 def plots(results: Results) -> dict[str, tuple[str, bytes]]:
