@@ -722,7 +722,7 @@ class BackwardColumns : Columns<T> {
       const int64_t first = row_parameter(t, i);
       if (vary) row_gamma(t, i, l.gamma);
       const S one = !vary && gamma_ ? gamma_[first] : S(1);
-      WideSum<T> to_gamma, to_beta;
+      LongSum<T> to_gamma, to_beta;
       double rest_gamma = 0, rest_beta = 0;
       const T *x = x_ + t.begin + i * t.stride, *dy = dy_ + t.begin + i * t.stride;
       T* dx = dx_ + t.begin + i * t.stride;

@@ -171,7 +171,7 @@ class ShortRows {
       constant.at[r] = S(projection.constant);
     }
     for (int64_t i = 0; i < n_; ++i) {
-      WideSum<T> to_gamma, to_beta;
+      LongSum<T> to_gamma, to_beta;
       for (int64_t j = 0; j < kRows; j += kLanes<T>) {
         const V d = x.vector(i, j), g = dy.vector(i, j), a = rstd.vector(j);
         if (wanted) {

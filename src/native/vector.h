@@ -56,6 +56,8 @@ typedef VectorOf<float, EVENKEEL_BYTES / 8>::type HalfFloats;  // as many as Dou
 typedef VectorOf<uint32_t, EVENKEEL_BYTES / 4>::type Words;
 typedef VectorOf<uint16_t, EVENKEEL_BYTES / 4>::type Shorts;
 constexpr int kDoubles = EVENKEEL_BYTES / 8;
+// Numbers that are added in the compute type before double takes over.
+constexpr int64_t kShortSum = 32;
 
 template <class V, class T>
 static inline V read(const T* from) {
@@ -271,6 +273,30 @@ struct WideSum {
     for (int n = kLanes<T> / 2; n; n /= 2)
       for (int i = 0; i < n; ++i) lanes[i] += lanes[i + n];
     return lanes[0];
+  }
+};
+
+// The same of many vectors: short sums in the compute type before they go to double.
+template <class T>
+struct LongSum {
+  Vector<T> some = {};
+  int count = 0;
+  WideSum<T> wide;
+
+  void add(Vector<T> v) {
+    some += v;
+    if (++count == kShortSum) flush();
+  }
+  double total() {
+    flush();
+    return wide.total();
+  }
+
+ private:
+  void flush() {
+    wide.add(some);
+    some = Vector<T>{};
+    count = 0;
   }
 };
 
