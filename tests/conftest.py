@@ -7,6 +7,7 @@ import pytest
 # What compiles hundreds of functions, or trains for long: `make quick` leaves it out.
 SLOW = (
     "tests/derivatives/",
+    "tests/kernels/",
     "tests/layers/test_dtypes.py",
     "tests/layers/test_masks.py",
     "tests/layers/test_shapes.py",

@@ -1,4 +1,4 @@
-"""`evenkeel bench`: how fast the layers are here, beside Keras', the framework's own, and memory."""
+"""`evenkeel bench`: how fast the layers are, beside Keras', the framework's own, and memory."""
 
 import contextlib
 import importlib.util

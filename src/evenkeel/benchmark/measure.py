@@ -2,6 +2,7 @@
 
 import dataclasses
 import statistics
+import textwrap
 import time
 from collections.abc import Callable
 from typing import Any
@@ -37,7 +38,7 @@ def measure(
 
     Returns:
         By name, the seconds that a call took in each round; and, for those that raised an error
-        instead, its first line.
+        instead, the beginning of its message.
     """
     repeats: dict[str, int] = {}
     failed: dict[str, str] = {}
@@ -49,7 +50,7 @@ def measure(
             run(*inputs[0])
             taken = time.perf_counter() - start
         except Exception as error:  # whatever a peer cannot do is a finding, not the end
-            failed[name] = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+            failed[name] = textwrap.shorten(f"{type(error).__name__}: {error}", 160)
         else:
             repeats[name] = max(1, min(100, round(LEAST / taken)))
     names = list(repeats)

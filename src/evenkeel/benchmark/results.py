@@ -97,11 +97,11 @@ class Results:
         )
         if any(FUNCTION in row.seconds for row in self.rows):
             tail += (
-                "\nLayers are compared with Keras' layer; what is not a Keras layer with evenkeel's "
-                "function."
+                "\nKeras' layer is compared with evenkeel's layer, what is not a Keras layer with "
+                "its function."
             )
         failed = dict.fromkeys(
-            f"{name}, {row.case}: {error}"
+            f"{name} cannot compute {row.case}: {error}"
             for row in self.rows
             for name, error in row.failed.items()
         )
