@@ -2,6 +2,8 @@
 # make test    the whole suite, on every backend, one process each
 # make quick   the fast part of it, on one backend
 # make check   lint and types
+# make sanitize  the native core's own test under sanitizers (needs a C++ compiler)
+# make wheel   build the wheel into dist/
 # Only Python 3.11 or newer and make must be there: everything else goes into .venv.
 
 PYTHON ?= python3
@@ -19,7 +21,7 @@ PACKAGE_tensorflow := tensorflow-cpu
 PACKAGE_torch := torch
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: run test quick check clean
+.PHONY: run test quick check sanitize wheel clean
 .DELETE_ON_ERROR:
 
 run: .venv/.run-$(BACKEND)
@@ -36,6 +38,25 @@ check: .venv/.test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Without a compiler there is nothing to test.
+CXX_FOUND := $(shell command -v c++ || command -v g++ || command -v clang++)
+sanitize: .venv/.test
+ifeq ($(CXX_FOUND),)
+	@echo "make sanitize: no C++ compiler was found; nothing is tested"
+else
+	$(MAKE) build/sanitize-address,undefined build/sanitize-thread
+endif
+
+build/sanitize-%: FORCE
+	$(BIN)/cmake -S . -B $@ -DEVENKEEL_SANITIZE=$* -DPython_EXECUTABLE=$(abspath $(BIN)/python)
+	$(BIN)/cmake --build $@ --parallel 2
+	$@/core_test
+
+wheel: .venv/.test
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps -c constraints.txt -w dist .
+
+FORCE:
+
 clean:
 	rm -rf .venv build dist
 
@@ -48,5 +69,5 @@ clean:
 	touch $@
 
 .venv/.test: .venv/.made pyproject.toml constraints.txt
-	$(PIP) $(foreach backend,$(BACKENDS),$(PACKAGE_$(backend))) -e ".[compare]" pytest hypothesis ruff mypy
+	$(PIP) $(foreach backend,$(BACKENDS),$(PACKAGE_$(backend))) -e ".[compare]" pytest hypothesis ruff mypy cmake
 	touch $@

@@ -21,6 +21,7 @@ SLOW = (
     "tests/test_numbers.py::test_nan_and_inf",
     "tests/test_saving.py",
     "tests/test_tutorial.py",
+    "tests/test_wheel.py",
 )
 
 

@@ -524,7 +524,12 @@ class BackwardColumns : Columns<T> {
       parameters.finish(static_cast<S*>(b_.dgamma), static_cast<S*>(b_.dbeta));
       return done;
     }
-    const ParameterSums parameters(b_, 1, scratch);
+    // Where gamma varies by row, tasks add to parameters of their own: a chunk's, if no two rows
+    // have any in common; else those of a part, of which there are as many as tasks.
+    const bool shared = shape_.by_row && wanted_ && !p_.strides[1].distinct();
+    const int64_t some = shared ? ceil_div(chunks_, ParameterSums::most_parts(p_)) : 1;
+    const int64_t tasks = ceil_div(chunks_, some);
+    const ParameterSums parameters(b_, shared ? tasks : 1, scratch);
     double* sums = scratch.get<double>(units_ * chunks_ * 2 * width);
     if (scratch.failed()) return false;
     done = run_all(executor_, units_ * chunks_, [&](int64_t task) {
@@ -544,9 +549,8 @@ class BackwardColumns : Columns<T> {
         for (int64_t j = 0; j < 2 * width; ++j) first[j] += first[i * 2 * width + j];
       if (!shape_.by_row) to_parameters(this->tile(u), first, first + width, parameters, 0);
     }
-    // A chunk of rows has parameters of its own where they vary by row, and none to add else.
-    done = done && run_all(executor_, chunks_, [&](int64_t task) {
-      task = chunks_ - 1 - task;
+    done = done && run_all(executor_, tasks, [&](int64_t task) {
+      task = tasks - 1 - task;
       Scratch own;
       const Lanes lanes(width, own);
       if (own.failed()) return false;
@@ -555,7 +559,8 @@ class BackwardColumns : Columns<T> {
         const double* first = sums + u * chunks_ * 2 * width;
         start(t, lanes);
         project_lanes(t, first, first + width, lanes);
-        apply(t, this->chunk(task), lanes, parameters, 0);
+        for (int64_t i = task * some; i < least(chunks_, (task + 1) * some); ++i)
+          apply(t, this->chunk(i), lanes, parameters, shared ? task : 0);
       }
       if (past_) end_of_stream();
       return true;

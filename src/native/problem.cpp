@@ -50,7 +50,7 @@ const char* make_problem(const evenkeel_call& call, Problem* problem) {
     const bool opens = f.part != kWithin;  // every axis is one factor, or a group and a within
     if (f.part < kWhole || f.part > kWithin || f.axis != axis + opens || f.axis >= call.rank)
       return "the factors must list each axis once, in order";
-    if (!opens && (factors[i - 1].part != kGroup || factors[i - 1].varies != f.varies))
+    if (!opens && (i == 0 || factors[i - 1].part != kGroup || factors[i - 1].varies != f.varies))
       return "an axis that is cut needs both halves, of which gamma varies along both or neither";
     if (f.part == kGroup && (i + 1 == call.factor_count || factors[i + 1].part != kWithin))
       return "an axis that is cut needs both halves";

@@ -26,6 +26,13 @@ struct Strides {
     return sum;
   }
 
+  // Whether no two places along the axis have the same offset.
+  bool distinct() const {
+    for (int i = 0; i < count; ++i)
+      if (stride[i] == 0) return false;
+    return true;
+  }
+
   bool varies() const {
     for (int i = 0; i < count; ++i)
       if (stride[i] != 0) return true;

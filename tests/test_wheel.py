@@ -1,0 +1,79 @@
+"""The wheel in an empty environment: with the native kernels, and built without a compiler."""
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import venv
+
+import keras
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PROGRAM = """
+import numpy as np, evenkeel
+x = np.random.default_rng(0).normal(3, 2, (4, 6, 6, 8)).astype("float32")
+y = np.asarray(evenkeel.ops.group_normalization(x, groups=4, implementation={implementation!r}))
+assert abs(y.mean()) < 1e-6 and abs(y.std() - 1) < 1e-3, (y.mean(), y.std())
+print("computed")
+"""
+
+pytestmark = pytest.mark.skipif(keras.backend.backend() != "jax", reason="runs once, under JAX")
+
+
+def run(*command, cwd, path=None):
+    """Output of a command that knows nothing of this environment but its package index."""
+    kept = {name: value for name, value in os.environ.items()
+            if not name.startswith(("PYTHON", "KERAS", "VIRTUAL_ENV", "CC", "CXX", "CMAKE"))}  # fmt: skip
+    environment = kept | {"KERAS_BACKEND": "jax"} | ({} if path is None else {"PATH": path})
+    done = subprocess.run(
+        [*map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory):
+    """An environment with JAX and what evenkeel depends on."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    pip(python, "install", "jax", "keras", cwd=folder)
+    return python
+
+
+def pip(python, command, *arguments, cwd, path=None):
+    quiet = ["--quiet", "--disable-pip-version-check", "-c", ROOT / "constraints.txt"]
+    return run(python, "-m", "pip", command, *quiet, *arguments, cwd=cwd, path=path)
+
+
+def install(python, folder, path=None):
+    """Build a wheel from a copy of the sources and install it; return its name."""
+    tracked = run("git", "ls-files", "-z", cwd=ROOT).split("\0")
+    for name in filter(None, tracked):
+        if (ROOT / name).is_file():
+            (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / "source" / name)
+    pip(python, "wheel", "--no-deps", "-w", folder, folder / "source", cwd=folder, path=path)
+    (wheel,) = folder.glob("*.whl")
+    pip(python, "install", "--no-deps", "--force-reinstall", wheel, cwd=folder)
+    shutil.rmtree(folder / "source")
+    return wheel.name
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
+def test_with_native_kernels(python, tmp_path):
+    assert re.fullmatch(r"evenkeel-[\d.]+-py3-none-\w+\.whl", install(python, tmp_path))
+    shown = run(python.parent / "evenkeel", "config", cwd=tmp_path)
+    assert re.search(r"native +usable \(\w+, \d+ threads?\)", shown)
+    assert run(python, "-c", PROGRAM.format(implementation="native"), cwd=tmp_path) == "computed\n"
+
+
+def test_without_a_compiler(python, tmp_path):
+    assert shutil.which("c++", path=str(python.parent)) is None
+    install(python, tmp_path, path=str(python.parent))
+    shown = run(python.parent / "evenkeel", "config", cwd=tmp_path)
+    assert "native      this build of evenkeel has no native kernels" in shown
+    assert run(python, "-c", PROGRAM.format(implementation=None), cwd=tmp_path) == "computed\n"
