@@ -44,11 +44,22 @@ sanitize: .venv/.test
 ifeq ($(CXX_FOUND),)
 	@echo "make sanitize: no C++ compiler was found; nothing is tested"
 else
-	$(MAKE) build/sanitize-address,undefined build/sanitize-thread
+	$(MAKE) build/sanitize-memory build/sanitize-threads
+endif
+ifeq ($(and $(shell command -v qemu-aarch64),$(shell command -v aarch64-linux-gnu-g++)),)
+	@echo "make sanitize: no qemu-aarch64 with aarch64-linux-gnu-g++; NEON is not tested"
+else
+	$(BIN)/cmake -S . -B build/neon -DEVENKEEL_SANITIZE=undefined -DCMAKE_SYSTEM_NAME=Linux \
+	  -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
+	  -DPython_EXECUTABLE=$(abspath $(BIN)/python)
+	$(BIN)/cmake --build build/neon --parallel 2
+	qemu-aarch64 -L /usr/aarch64-linux-gnu build/neon/core_test 60
 endif
 
-build/sanitize-%: FORCE
-	$(BIN)/cmake -S . -B $@ -DEVENKEEL_SANITIZE=$* -DPython_EXECUTABLE=$(abspath $(BIN)/python)
+build/sanitize-memory: SANITIZERS = address,undefined
+build/sanitize-threads: SANITIZERS = thread
+build/sanitize-memory build/sanitize-threads: FORCE
+	$(BIN)/cmake -S . -B $@ -DEVENKEEL_SANITIZE=$(SANITIZERS) -DPython_EXECUTABLE=$(abspath $(BIN)/python)
 	$(BIN)/cmake --build $@ --parallel 2
 	$@/core_test
 

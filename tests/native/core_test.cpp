@@ -198,7 +198,7 @@ void one(Random& random) {
     to_gamma[size_t(parameter(e))] += d * hat(e);
     to_beta[size_t(parameter(e))] += d;
   }
-  const double slack = bytes == 2 ? 2e-2 : 1e-4;
+  const double slack = bytes == 2 ? 2e-2 : bytes == 4 ? 4e-6 : 1e-13;
   const auto agree = [&](const char* what, double found, double wanted, double size) {
     if (!(std::fabs(found - wanted) <= slack * (1 + std::fabs(wanted) + size)))
       fail(std::string(what) + " is " + std::to_string(found) + ", not " + std::to_string(wanted));
