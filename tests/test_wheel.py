@@ -24,8 +24,8 @@ pytestmark = pytest.mark.skipif(keras.backend.backend() != "jax", reason="runs o
 
 def run(*command, cwd, path=None):
     """Output of a command that knows nothing of this environment but its package index."""
-    kept = {name: value for name, value in os.environ.items()
-            if not name.startswith(("PYTHON", "KERAS", "VIRTUAL_ENV", "CC", "CXX", "CMAKE"))}  # fmt: skip
+    other = ("PYTHON", "KERAS", "VIRTUAL_ENV", "CC", "CXX", "CMAKE")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(other)}
     environment = kept | {"KERAS_BACKEND": "jax"} | ({} if path is None else {"PATH": path})
     done = subprocess.run(
         [*map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True
