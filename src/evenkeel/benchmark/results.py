@@ -150,12 +150,13 @@ class Results:
                     zorder=4 if ours else 3, linestyle="",
                 )  # fmt: skip
             least = TRAFFIC[passes] / 2
-            axes.axvline(least, color="#888888", linewidth=1.2, linestyle="--", zorder=1)
+            bound = {"color": "#888888", "linewidth": 1.2, "linestyle": "--"}
+            axes.axvline(least, label="what memory asks for", zorder=1, **bound)
             axes.set_title(passes, loc="left", fontweight="bold", fontsize=11)
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.xaxis.set_minor_formatter(NullFormatter())
-            axes.set_xlabel(f"time in {YARDSTICK}, less is better; dashed: what memory asks for")
+            axes.set_xlabel(f"times {YARDSTICK}, less is better")
             axes.set_yticks([-place for place in range(len(cases))], [str(case) for case in cases])
             axes.tick_params(axis="y", length=0, labelsize=8.5)
             axes.grid(color="#e3e3e3", linewidth=0.8)
