@@ -252,7 +252,9 @@ class Columns {
   template <class N, class Of>
   void to_lanes(const Tile& t, N* lanes, const Of& of) const {
     const int64_t together = p_.size[3];
-    for (int64_t g = 0; g < t.groups; ++g) {
+    // Apart, because a loop within the loop keeps compilers from making vectors of this one.
+    for (int64_t g = 0; together == 1 && g < t.groups; ++g) lanes[g] = N(of(g));
+    for (int64_t g = 0; together > 1 && g < t.groups; ++g) {
       const N value = N(of(g));
       for (int64_t j = g * together; j < (g + 1) * together; ++j) lanes[j] = value;
     }
@@ -370,8 +372,11 @@ class ForwardColumns : Columns<T> {
   };
 
   void pivots(const Tile& t, int pass, S* pivot) const {
+    if (!p_.centered) {
+      for (int64_t j = 0; j < t.width; ++j) pivot[j] = 0;
+      return;
+    }
     this->to_lanes(t, pivot, [&](int64_t g) {
-      if (!p_.centered) return S(0);
       return pass ? statistics_[3 * (t.group + g)] : S(get(x_[t.begin + g * p_.size[3]]));
     });
   }
@@ -399,16 +404,16 @@ class ForwardColumns : Columns<T> {
     this->to_lanes(t, l.high, of_group(0));
     this->to_lanes(t, l.shift, of_group(1));
     this->to_lanes(t, l.scale, of_group(2));
-    const int64_t first = this->slice_parameter(t);
-    for (int64_t j = 0; j < t.width; ++j) {
-      const double low = l.shift[j];
-      double shift = 0;
-      if (!shape_.by_row && (gamma_ || beta_)) {
+    if (shape_.by_row || !(gamma_ || beta_)) {
+      for (int64_t j = 0; j < t.width; ++j) l.shift[j] = -l.shift[j] * l.scale[j];
+    } else {
+      const int64_t first = this->slice_parameter(t);
+      for (int64_t j = 0; j < t.width; ++j) {
         const int64_t at = first + this->lane_parameter(t, j);
+        const double low = l.shift[j];
         if (gamma_) l.scale[j] = l.scale[j] * gamma_[at];
-        if (beta_) shift = beta_[at];
+        l.shift[j] = S((beta_ ? double(beta_[at]) : 0.0) - low * l.scale[j]);
       }
-      l.shift[j] = S(shift - low * l.scale[j]);
     }
     if (!shape_.by_row)
       past_ ? rows_alike<true>(t, range, l) : rows_alike<false>(t, range, l);
@@ -660,26 +665,35 @@ class BackwardColumns : Columns<T> {
   }
 
   // The coefficients of dx in each lane.
-  void project_lanes(const Tile& t, const double* sum, const double* product,
-                     const Lanes& l) const {
+  void project_lanes(const Tile& t, const double* sum, const double* product, Lanes l) const {
+    const Projector project(p_);
+    const bool scaled = !shape_.by_row;
     const int64_t together = p_.size[3];
-    for (int64_t g = 0; g < t.groups; ++g) {
-      const auto weight = [&](int64_t j) { return shape_.by_row ? 1.0 : double(l.gamma[j]); };
-      const double a = this->over_group(t, g, [&](int64_t j) { return weight(j) * sum[j]; });
-      const double b = this->over_group(t, g, [&](int64_t j) { return weight(j) * product[j]; });
-      const Projection projection = project(p_, a, b, statistics_ + 3 * (t.group + g));
-      for (int64_t j = g * together; j < (g + 1) * together; ++j) {
+    const auto weight = [&](int64_t j) { return scaled ? double(l.gamma[j]) : 1.0; };
+    if (t.groups == t.width) {
+      for (int64_t j = 0; j < t.width; ++j) {
+        const Projection projection =
+            project(weight(j) * sum[j], weight(j) * product[j], l.low[j], l.rstd[j]);
         l.slope[j] = S(projection.slope);
         l.constant[j] = S(projection.constant);
       }
-    }
-    for (int64_t j = 0; j < t.width; ++j) {
-      if (j >= t.lanes) {
+    } else {
+      for (int64_t g = 0; g < t.groups; ++g) {
+        const double a = this->over_group(t, g, [&](int64_t j) { return weight(j) * sum[j]; });
+        const double b = this->over_group(t, g, [&](int64_t j) { return weight(j) * product[j]; });
+        const int64_t first = g * together;
+        const Projection projection = project(a, b, l.low[first], l.rstd[first]);
+        for (int64_t j = first; j < first + together; ++j) {
+          l.slope[j] = S(projection.slope);
+          l.constant[j] = S(projection.constant);
+        }
+      }
+      for (int64_t j = t.lanes; j < t.width; ++j) {
         l.slope[j] = l.slope[j - t.lanes];
         l.constant[j] = l.constant[j - t.lanes];
       }
-      l.scale[j] = shape_.by_row ? l.rstd[j] : l.rstd[j] * l.gamma[j];
     }
+    for (int64_t j = 0; j < t.width; ++j) l.scale[j] = scaled ? l.rstd[j] * l.gamma[j] : l.rstd[j];
   }
 
   void apply(const Tile& t, RowRange range, const Lanes& l, const ParameterSums& parameters,

@@ -157,13 +157,19 @@ static inline bool finish(const Problem& p, S pivot, Moments m, S* statistics, S
 struct Projection {
   double slope, constant;
 };
-template <class S>
-static inline Projection project(const Problem& p, double g, double gx, const S* statistics) {
-  if (p.given) return {0, 0};
-  const double n = double(p.count), low = statistics[1], rstd = statistics[2];
-  const double slope = -rstd * rstd * rstd * (gx - low * g) / n;
-  return {slope, p.centered ? -rstd * g / n - slope * low : 0};
-}
+struct Projector {
+  bool given, centered;
+  double n;
+
+  explicit Projector(const Problem& p) : given(p.given), centered(p.centered), n(double(p.count)) {}
+
+  // `low` and `rstd` are the second and the third of the statistics.
+  Projection operator()(double g, double gx, double low, double rstd) const {
+    if (given) return {0, 0};
+    const double slope = -rstd * rstd * rstd * (gx - low * g) / n;
+    return {slope, centered ? -rstd * g / n - slope * low : 0};
+  }
+};
 
 // Sums of the gradients of gamma and beta: one set of partial sums for each part of the work,
 // which are added in order at the end.

@@ -477,7 +477,7 @@ class BackwardRows {
   }
 
   Projection project_row(int64_t row, Sums sums) const {
-    return project(p_, sums.g, sums.product, statistics_ + 3 * row);
+    return Projector(p_)(sums.g, sums.product, statistics_[3 * row + 1], statistics_[3 * row + 2]);
   }
 
   bool run_whole_rows() {

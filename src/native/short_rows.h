@@ -163,10 +163,9 @@ class ShortRows {
       add_to(sum + j, a);
       add_to(product + j, b);
     }
+    const Projector project(p_);
     for (int64_t r = 0; r < kRows; ++r) {
-      Projection projection{0, 0};
-      if (first + r < rows_)
-        projection = project(p_, sum[r], product[r], statistics + 3 * (first + r));
+      const Projection projection = project(sum[r], product[r], low.at[r], rstd.at[r]);
       slope.at[r] = S(projection.slope);
       constant.at[r] = S(projection.constant);
     }
