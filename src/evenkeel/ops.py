@@ -262,7 +262,10 @@ def _convert(name: str, value: Any) -> Tensor | None:
     """A backend tensor of a dtype that fits this argument; None stays None."""
     if value is None:
         return None
-    tensor = keras.ops.convert_to_tensor(value)
+    if backend.backend() == "torch" and keras.ops.is_tensor(value):
+        tensor = value  # in eager PyTorch, to convert what is converted is half of a small call
+    else:
+        tensor = keras.ops.convert_to_tensor(value)
     _check_dtype(name, tensor)
     check_float64(getattr(value, "dtype", tensor.dtype), tensor.dtype)
     return tensor
@@ -290,7 +293,7 @@ def _check_shapes(view: View, x: Tensor, gamma: Any, beta: Any, mask: Any) -> No
             continue
         given = tuple(parameter.shape)
         expected = shared if len(given) == len(shared) else (shape[0], *shared)
-        if len(given) != len(expected) or not fits(given, expected):
+        if given != expected and (len(given) != len(expected) or not fits(given, expected)):
             raise ValueError(
                 f"{name} has the shape {given}, but x of shape {shape} with parameters over axes "
                 f"{list(view.parameter_axes)} needs {shared}, or {(shape[0], *shared)} for one "

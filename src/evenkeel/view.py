@@ -21,13 +21,12 @@ import itertools
 import math
 import operator
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 Part = Literal["whole", "group", "within"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Factor:
+class Factor(NamedTuple):
     """One input axis, or one half of a channel axis that is cut into groups."""
 
     axis: int
@@ -89,7 +88,7 @@ class View:
     def permuted(self, order: Sequence[int]) -> "View":
         """The view of the input after its axes were permuted to `order`."""
         factors = [
-            dataclasses.replace(factor, axis=position)
+            factor._replace(axis=position)
             for position, axis in enumerate(order)
             for factor in self.factors
             if factor.axis == axis
@@ -105,7 +104,7 @@ class View:
     def with_leading_axis(self) -> "View":
         """The view of a stack of inputs: one more kept axis in front."""
         factors = [Factor(0, False)]
-        factors += [dataclasses.replace(one, axis=one.axis + 1) for one in self.factors]
+        factors += [one._replace(axis=one.axis + 1) for one in self.factors]
         axes = tuple(axis + 1 for axis in self.parameter_axes)
         return View(self.rank + 1, _runs(factors), axes, self.groups)
 
@@ -119,7 +118,7 @@ class View:
         for factor in self.factors:
             stride = strides.get(factor.axis, 0)
             if factor.part == "group":
-                stride *= self.size(dataclasses.replace(factor, part="within"), shape)
+                stride *= self.size(factor._replace(part="within"), shape)
             steps.append(stride)
         return tuple(steps)
 
@@ -156,28 +155,20 @@ def canonical_axes(axis: int | Sequence[int], rank: int) -> tuple[int, ...]:
         TypeError: an axis is not an integer.
     """
     given = integer_axes(axis)
-    allowed = f"1 to {rank - 1}, or -{rank - 1} to -1" if rank > 1 else "none"
+    axes = tuple(sorted(index % rank for index in given)) if rank else ()
+    in_range = all(-rank <= index < rank for index in given)
+    if axes and in_range and 0 not in axes and len(set(axes)) == len(axes):
+        return axes
     if not given:
-        raise ValueError(f"axis={axis!r} names no axis; expected axes of {allowed}.")
-    axes = []
-    for index in given:
-        if not -rank <= index < rank:
-            raise ValueError(
-                f"axis={axis!r} is out of range for an input of rank {rank}; "
-                f"allowed axes are {allowed}."
-            )
-        axes.append(index % rank)
-    if 0 in axes:
-        raise ValueError(
-            f"axis={axis!r} names the batch axis of an input of rank {rank}, whose samples must "
-            f"not be mixed; allowed axes are {allowed}."
-        )
-    if len(set(axes)) < len(axes):
-        raise ValueError(
-            f"axis={axis!r} names an axis twice for an input of rank {rank}; "
-            f"allowed axes are {allowed}, each once."
-        )
-    return tuple(sorted(axes))
+        fault = "names no axis"
+    elif not in_range:
+        fault = f"is out of range for an input of rank {rank}"
+    elif 0 in axes:
+        fault = f"names the batch axis of an input of rank {rank}, whose samples must not be mixed"
+    else:
+        fault = f"names an axis twice for an input of rank {rank}"
+    allowed = f"1 to {rank - 1}, or -{rank - 1} to -1" if rank > 1 else "none"
+    raise ValueError(f"axis={axis!r} {fault}; allowed axes are {allowed}, each once.")
 
 
 def check_groups(groups: int, channels: int | None, axis: int) -> None:

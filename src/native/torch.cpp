@@ -9,12 +9,17 @@
 // factors of evenkeel.h into one integer, five bits each, the outermost lowest:
 // 1 + part + 3 * run + 12 * varies. Their axes follow from the parts.
 
+#include <atomic>
 #include <cstring>
 #include <stdexcept>
 #include <string>
 
 #include "evenkeel.h"
 #include "symbols.h"
+
+#if !defined(_WIN32)
+#include <pthread.h>
+#endif
 
 namespace {
 
@@ -36,6 +41,10 @@ struct Api {
   int32_t (*empty)(int64_t rank, const int64_t* shape, const int64_t* strides, int32_t dtype,
                    int32_t device_type, int32_t device_index, Tensor*);
   int32_t (*release)(Tensor);
+  // Null before PyTorch 2.10.
+  int32_t (*parallel_for)(int64_t begin, int64_t end, int64_t grain,
+                          void (*body)(int64_t begin, int64_t end, void* context), void* context);
+  int32_t (*thread_count)(uint32_t*);
 } api;
 
 void check(int32_t status) {
@@ -96,6 +105,41 @@ class Owned {
   Tensor tensor_ = nullptr;
 };
 
+// A forked child must not use PyTorch's threads: under GNU OpenMP it would wait for its parent's.
+std::atomic<bool> forked{false};
+
+struct Job {
+  evenkeel_task task;
+  void* context;
+  int64_t count;
+  std::atomic<int64_t> next{0};
+
+  void work() {
+    for (int64_t index; (index = next.fetch_add(1, std::memory_order_relaxed)) < count;)
+      task(context, index);
+  }
+};
+
+// Each thread takes the next task there is, so that one that is late delays no other.
+void run_on_pool(void* handle, int64_t count, evenkeel_task task, void* context) {
+  Job job{task, context, count};
+  const uint32_t threads = *static_cast<uint32_t*>(handle);
+  const auto body = [](int64_t, int64_t, void* all) { static_cast<Job*>(all)->work(); };
+  if (threads > 1) api.parallel_for(0, threads < count ? threads : count, 1, body, &job);
+  job.work();
+}
+
+// PyTorch's own threads, as many as torch.set_num_threads says, or null for those of evenkeel.
+struct Executor {
+  uint32_t threads = 1;
+  evenkeel_executor executor{&threads, run_on_pool};
+
+  const evenkeel_executor* get() {
+    if (!api.parallel_for || !api.thread_count || api.thread_count(&threads)) return nullptr;
+    return threads > 1 && forked ? nullptr : &executor;
+  }
+};
+
 template <class T>
 T number(Value value) {
   T found;
@@ -149,7 +193,7 @@ void forward(Value* stack, uint64_t, uint64_t) {
   const int64_t shape[] = {groups, 3};
   Owned y(call.rank, call.shape, x.dtype()), statistics(2, shape, call.compute_dtype());
   raise(evenkeel_forward(&call, x.data(), gamma.data(), beta.data(), y.data(), statistics.data(),
-                         nullptr, nullptr));
+                         nullptr, Executor().get()));
   stack[0] = y.give();
   stack[1] = statistics.give();
 }
@@ -161,7 +205,7 @@ void backward(Value* stack, uint64_t, uint64_t) {
   Owned dgamma(gamma.rank(), gamma.shape(), gamma.dtype());
   Owned dbeta(gamma.rank(), gamma.shape(), gamma.dtype());
   raise(evenkeel_backward(&call, x.data(), gamma.data(), dy.data(), statistics.data(), dx.data(),
-                          dgamma.data(), dbeta.data(), nullptr));
+                          dgamma.data(), dbeta.data(), Executor().get()));
   stack[0] = dx.give();
   stack[1] = dgamma.give();
   stack[2] = dbeta.give();
@@ -185,6 +229,11 @@ EVENKEEL_EXPORT const char* evenkeel_torch_register() {
   torch.find("aoti_torch_empty_strided", &api.empty);
   torch.find("aoti_torch_delete_tensor_object", &api.release);
   if (torch.missing()) return torch.missing();
+  torch.find("torch_parallel_for", &api.parallel_for);
+  torch.find("torch_get_num_threads", &api.thread_count);
+#if !defined(_WIN32)
+  pthread_atfork(nullptr, nullptr, [] { forked = true; });
+#endif
 
   const char* const options = "int recipe, int groups, float epsilon, bool centered";
   const std::string schemas[] = {

@@ -108,7 +108,7 @@ def normalize(
     x = (x.permute(how.order) if how.permutes else x).contiguous()
     gamma, beta = (_arranged(one, compute, how) for one in (gamma, beta))
     if torch.is_grad_enabled() and (x.requires_grad or gamma.requires_grad or beta.requires_grad):
-        y = _Normalize.apply(x, gamma, beta, view.permuted(how.order), options)
+        y = _Normalize.apply(x, gamma, beta, view, how.order, options)
     else:
         y, _ = torch.ops.evenkeel.forward(x, gamma, beta, *options)
     return y.permute(how.inverse) if how.permutes else y
@@ -124,7 +124,8 @@ def _memory_order(x: torch.Tensor) -> tuple[int, ...] | None:
 
 
 def _arranged(parameter: torch.Tensor, dtype: torch.dtype, how: Recipe) -> torch.Tensor:
-    parameter = parameter.to(dtype)
+    if parameter.dtype != dtype:
+        parameter = parameter.to(dtype)
     if len(how.parameter_order) > 1:
         parameter = parameter.permute(how.parameter_order)
     return parameter.contiguous()
@@ -134,22 +135,25 @@ class _Normalize(torch.autograd.Function):
     """y of x (in the order of the recipe), gamma and beta; keeps x, gamma and the statistics."""
 
     @staticmethod
-    def forward(ctx: Any, x: Any, gamma: Any, beta: Any, view: View, options: Any) -> Any:
+    def forward(
+        ctx: Any, x: Any, gamma: Any, beta: Any, view: View, order: Any, options: Any
+    ) -> Any:
         y, statistics = torch.ops.evenkeel.forward(x, gamma, beta, *options)
         ctx.save_for_backward(x, gamma, beta, statistics)
-        ctx.view, ctx.options = view, options
+        ctx.view, ctx.order, ctx.options = view, order, options
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Any) -> Any:
         x, gamma, beta, statistics = ctx.saved_tensors
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            gradients = _plain_backward(x, gamma, beta, dy, ctx.view, ctx.options)
+            view = ctx.view.permuted(ctx.order)
+            gradients = _plain_backward(x, gamma, beta, dy, view, ctx.options)
         else:
             gradients = torch.ops.evenkeel.backward(
                 x, gamma, dy.contiguous(), statistics, *ctx.options
             )
-        return (*gradients, None, None)
+        return (*gradients, None, None, None)
 
 
 def _plain_backward(x: Any, gamma: Any, beta: Any, dy: Any, view: View, options: Any) -> Any:
