@@ -19,7 +19,7 @@ constexpr int64_t kMostParts = 64;         // partial sums of the gradient of ga
 
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Memory that is freed at the end of a scope; `get` returns null where there is none.
 class Scratch {
@@ -96,9 +96,10 @@ struct Statistics {
   S high, low, rstd, variance;
   bool far;
 
-  Statistics(bool centered, double n, double epsilon, S pivot, double sum, double squares) {
-    const double rest = centered ? sum / n : 0;
-    const double found = squares / n - rest * rest, v = found < 0 ? 0 : found;
+  // `part` is 1 / n.
+  Statistics(bool centered, double part, double epsilon, S pivot, double sum, double squares) {
+    const double rest = centered ? sum * part : 0;
+    const double found = squares * part - rest * rest, v = found < 0 ? 0 : found;
     const double mean = pivot + rest, taken = mean - pivot;
     high = S(mean);
     // What rounding took from the mean; where S is double, what it took from the sum counts too.
@@ -110,28 +111,34 @@ struct Statistics {
   }
 };
 
-// Write the statistics of `count` groups whose pivots and moments are in line, and return whether
-// any pivot was too far. The first loop is one that compilers turn into vectors.
+// The statistics of `count` groups whose pivots and moments are in line, in lines too; returns
+// whether any pivot was too far. A loop that compilers turn into vectors.
+template <bool centered, class S>
+static inline bool in_lines(const Problem& p, int64_t count, const S* pivot, const double* sum,
+                            const double* squares, S* high, S* low, S* rstd, S* variance) {
+  const double part = 1 / double(p.count), epsilon = p.epsilon;
+  int far = false;
+  for (int64_t g = 0; g < count; ++g) {
+    const Statistics<S> one(centered, part, epsilon, pivot[g], sum[g], squares[g]);
+    high[g] = one.high;
+    low[g] = one.low;
+    rstd[g] = one.rstd;
+    variance[g] = one.variance;
+    far |= one.far;
+  }
+  return far;
+}
+
+// The same, written group after group.
 template <bool centered, class S>
 static inline bool finish_groups(const Problem& p, int64_t count, const S* pivot, const double* sum,
                                  const double* squares, S* statistics, S* variance) {
-  const double n = double(p.count), epsilon = p.epsilon;
   constexpr int64_t kSome = 32;
   bool far = false;
   for (int64_t from = 0; from < count; from += kSome) {
     const int64_t some = least(kSome, count - from);
     S high[kSome], low[kSome], rstd[kSome], v[kSome];
-    int some_far = 0;
-    for (int64_t g = 0; g < some; ++g) {
-      const Statistics<S> one(centered, n, epsilon, pivot[from + g], sum[from + g],
-                              squares[from + g]);
-      high[g] = one.high;
-      low[g] = one.low;
-      rstd[g] = one.rstd;
-      v[g] = one.variance;
-      some_far |= one.far;
-    }
-    far |= some_far;
+    far |= in_lines<centered>(p, some, pivot + from, sum + from, squares + from, high, low, rstd, v);
     for (int64_t g = 0; g < some; ++g) {
       statistics[3 * (from + g)] = high[g];
       statistics[3 * (from + g) + 1] = low[g];
@@ -159,15 +166,16 @@ struct Projection {
 };
 struct Projector {
   bool given, centered;
-  double n;
+  double part;  // 1 / n
 
-  explicit Projector(const Problem& p) : given(p.given), centered(p.centered), n(double(p.count)) {}
+  explicit Projector(const Problem& p)
+      : given(p.given), centered(p.centered), part(1 / double(p.count)) {}
 
   // `low` and `rstd` are the second and the third of the statistics.
   Projection operator()(double g, double gx, double low, double rstd) const {
     if (given) return {0, 0};
-    const double slope = -rstd * rstd * rstd * (gx - low * g) / n;
-    return {slope, centered ? -rstd * g / n - slope * low : 0};
+    const double slope = -rstd * rstd * rstd * (gx - low * g) * part;
+    return {slope, centered ? -rstd * g * part - slope * low : 0};
   }
 };
 

@@ -41,10 +41,13 @@ class ShortRows {
     const ParameterSums parameters(b, tasks, scratch);
     if (scratch.failed()) return false;
     run_all(b.executor, tasks, [&](int64_t task) {
+      WideSum<T> to_gamma[kLongest], to_beta[kLongest];
       for (int64_t block = task * some; block < least(blocks, (task + 1) * some); ++block)
         r.backward_block(block * kRows, static_cast<const T*>(b.dy),
-                         static_cast<const S*>(b.statistics), static_cast<T*>(b.dx), wanted,
-                         parameters, task);
+                         static_cast<const S*>(b.statistics), static_cast<T*>(b.dx),
+                         wanted ? to_gamma : nullptr, to_beta);
+      for (int64_t i = 0; wanted && i < r.n_; ++i)
+        parameters.add(task, i * r.step_, to_gamma[i].total(), to_beta[i].total());
       return true;
     });
     parameters.finish(static_cast<S*>(b.dgamma), static_cast<S*>(b.dbeta));
@@ -71,33 +74,63 @@ class ShortRows {
     V vector(int64_t j) const { return read<V>(at + j); }
   };
   struct Block {
-    alignas(64) S at[kLongest * kRows];
+    alignas(64) S at[ceil_div(kLongest, kLanes<T>) * kLanes<T> * kRows];
     V vector(int64_t i, int64_t j) const { return read<V>(at + i * kRows + j); }
     void set(int64_t i, int64_t j, V v) { __builtin_memcpy(at + i * kRows + j, &v, sizeof v); }
   };
 
   // Rows that are not there are zero.
   void read_rows(const T* from, int64_t first, Block& block) const {
-    const int64_t rows = least(kRows, rows_ - first);
-    from += first * n_;
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t i = 0; i < n_; ++i) block.at[i * kRows + r] = get(from[r * n_ + i]);
-    for (int64_t r = rows; r < kRows; ++r)
-      for (int64_t i = 0; i < n_; ++i) block.at[i * kRows + r] = 0;
+    const int64_t rows = least(kRows, rows_ - first), end = rows_ * n_;
+    for (int64_t r = 0; r < kRows; r += kLanes<T>) {
+      for (int64_t i = 0; i < n_; i += kLanes<T>) {
+        V some[kLanes<T>];
+        for (int k = 0; k < kLanes<T>; ++k) {
+          // What is read beyond a row's end falls into rows of the block that hold no element.
+          const int64_t at = (first + r + k) * n_ + i;
+          some[k] = r + k >= rows ? V{} : at + kLanes<T> <= end ? load(from + at) : rest(from, at);
+        }
+        transpose<T>(some);
+        for (int k = 0; k < kLanes<T>; ++k) block.set(i + k, r, some[k]);
+      }
+    }
   }
 
+  // The elements from the last of the vectors' places on.
+  V rest(const T* from, int64_t at) const {
+    S some[kLanes<T>] = {};
+    for (int64_t k = 0; at + k < rows_ * n_; ++k) some[k] = get(from[at + k]);
+    return read<V>(some);
+  }
+
+  // What is written beyond a row's end is written again with the rows that follow.
   void write_rows(const Block& block, int64_t first, T* to) const {
-    to += first * n_;
-    for (int64_t r = 0; r < least(kRows, rows_ - first); ++r)
-      for (int64_t i = 0; i < n_; ++i) put(to + r * n_ + i, block.at[i * kRows + r]);
+    const int64_t rows = least(kRows, rows_ - first), end = (first + rows) * n_;
+    for (int64_t r = 0; r < rows; r += kLanes<T>) {
+      V some[kLongest / kLanes<T> + 1][kLanes<T>];
+      for (int64_t i = 0, tile = 0; i < n_; i += kLanes<T>, ++tile) {
+        for (int k = 0; k < kLanes<T>; ++k) some[tile][k] = block.vector(i + k, r);
+        transpose<T>(some[tile]);
+      }
+      for (int k = 0; k < kLanes<T> && r + k < rows; ++k) {
+        for (int64_t i = 0, tile = 0; i < n_; i += kLanes<T>, ++tile) {
+          const int64_t at = (first + r + k) * n_ + i;
+          if (at + kLanes<T> <= end) {
+            store<false>(to + at, some[tile][k]);
+          } else {
+            for (int64_t m = 0; m < least(kLanes<T>, n_ - i); ++m) put(to + at + m, some[tile][k][m]);
+          }
+        }
+      }
+    }
   }
 
   S gamma(int64_t i) const { return gamma_ ? gamma_[i * step_] : S(1); }
 
   // The statistics of a block, about a pivot for each row. Returns whether one was too far.
-  bool take_statistics(const Block& x, const Line& pivot, int64_t first, S* statistics,
-                       S* variance) const {
-    double sum[kRows] = {}, squares[kRows] = {};
+  bool take_statistics(const Block& x, const Line& pivot, int64_t rows, Line& high, Line& low,
+                       Line& rstd, Line& variance) const {
+    alignas(64) double sum[kRows] = {}, squares[kRows] = {};
     for (int64_t j = 0; j < kRows; j += kLanes<T>) {
       V s = {}, q = {};
       for (int64_t i = 0; i < n_; ++i) {
@@ -108,8 +141,8 @@ class ShortRows {
       add_to(sum + j, s);
       add_to(squares + j, q);
     }
-    return finish(p_, least(kRows, rows_ - first), pivot.at, sum, squares, statistics + 3 * first,
-                  variance ? variance + first : nullptr);
+    return (p_.centered ? in_lines<true, S> : in_lines<false, S>)(
+        p_, rows, pivot.at, sum, squares, high.at, low.at, rstd.at, variance.at);
   }
 
   void read_statistics(const S* statistics, int64_t first, int64_t which, Line& line) const {
@@ -120,18 +153,29 @@ class ShortRows {
 
   void forward_block(int64_t first, const S* beta, T* y, S* statistics, S* variance) const {
     Block x;
-    Line high, low, rstd;
+    Line high, low = {}, rstd = {};
     read_rows(x_, first, x);
-    if (!p_.given) {
+    if (p_.given) {
+      read_statistics(statistics, first, 0, high);
+      read_statistics(statistics, first, 1, low);
+      read_statistics(statistics, first, 2, rstd);
+    } else {
+      const int64_t rows = least(kRows, rows_ - first);
+      Line pivot, found;
       for (int64_t r = 0; r < kRows; ++r) high.at[r] = p_.centered ? x.at[r] : S(0);
-      if (take_statistics(x, high, first, statistics, variance)) {
-        read_statistics(statistics, first, 0, high);
-        take_statistics(x, high, first, statistics, variance);
+      bool far = true;
+      for (int pass = 0; pass < 2 && far; ++pass) {
+        pivot = high;
+        far = take_statistics(x, pivot, rows, high, low, rstd, found);
+      }
+      for (int64_t r = 0; r < rows; ++r) {
+        S* to = statistics + 3 * (first + r);
+        to[0] = high.at[r];
+        to[1] = low.at[r];
+        to[2] = rstd.at[r];
+        if (variance) variance[first + r] = found.at[r];
       }
     }
-    read_statistics(statistics, first, 0, high);
-    read_statistics(statistics, first, 1, low);
-    read_statistics(statistics, first, 2, rstd);
     for (int64_t j = 0; j < kRows; j += kLanes<T>) {
       const V h = high.vector(j), a = rstd.vector(j), b = -low.vector(j) * a;
       for (int64_t i = 0; i < n_; ++i) {
@@ -142,8 +186,9 @@ class ShortRows {
     write_rows(x, first, y);
   }
 
-  void backward_block(int64_t first, const T* cotangent, const S* statistics, T* dx, bool wanted,
-                      const ParameterSums& parameters, int64_t part) const {
+  // Adds the terms of each element's gradients of gamma and beta where to_gamma is not null.
+  void backward_block(int64_t first, const T* cotangent, const S* statistics, T* dx,
+                      WideSum<T>* to_gamma, WideSum<T>* to_beta) const {
     Block x, dy;
     Line high, low, rstd, slope, constant;
     read_rows(x_, first, x);
@@ -170,17 +215,17 @@ class ShortRows {
       constant.at[r] = S(projection.constant);
     }
     for (int64_t i = 0; i < n_; ++i) {
-      LongSum<T> to_gamma, to_beta;
+      V gammas = {}, betas = {};
       for (int64_t j = 0; j < kRows; j += kLanes<T>) {
         const V d = x.vector(i, j), g = dy.vector(i, j), a = rstd.vector(j);
-        if (wanted) {
-          to_gamma.add(g * ((d - low.vector(j)) * a));
-          to_beta.add(g);
-        }
+        gammas += g * ((d - low.vector(j)) * a);
+        betas += g;
         x.set(i, j, madd(a * fill<V>(gamma(i)), g,
                          madd(slope.vector(j), d, constant.vector(j))));
       }
-      if (wanted) parameters.add(part, i * step_, to_gamma.total(), to_beta.total());
+      if (!to_gamma) continue;
+      to_gamma[i].add(gammas);
+      to_beta[i].add(betas);
     }
     write_rows(x, first, dx);
   }

@@ -263,6 +263,41 @@ static inline V fill(S value) {
   return V{} + value;
 }
 
+// The numbers 0 to n - 1, for the compiler.
+template <int... i>
+struct Numbers {};
+template <int n, int... i>
+struct Count : Count<n - 1, n - 1, i...> {};
+template <int... i>
+struct Count<0, i...> : Numbers<i...> {};
+
+// a and b, element by element in turn: their lower halves, or their upper ones.
+template <bool upper, class V, int... i>
+static inline V interleave(V a, V b, Numbers<i...>) {
+  constexpr int n = sizeof...(i);
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, (i / 2 + upper * n / 2 + i % 2 * n)...);
+#else
+  typedef decltype(a < b) Places;
+  return __builtin_shuffle(a, b, Places{(i / 2 + upper * n / 2 + i % 2 * n)...});
+#endif
+}
+
+// Make rows of columns, of as many vectors as a vector has lanes. Each round of interleaving moves
+// one bit of an element's lane into the number of its vector.
+template <class T>
+static inline void transpose(Vector<T> (&rows)[kLanes<T>]) {
+  constexpr int n = kLanes<T>;
+  for (int round = 1; round < n; round *= 2) {
+    Vector<T> next[n];
+    for (int i = 0; i < n / 2; ++i) {
+      next[2 * i] = interleave<false>(rows[i], rows[i + n / 2], Count<n>());
+      next[2 * i + 1] = interleave<true>(rows[i], rows[i + n / 2], Count<n>());
+    }
+    __builtin_memcpy(rows, next, sizeof next);
+  }
+}
+
 // Sums of vectors in double, folded at the end.
 template <class T>
 struct WideSum {
