@@ -175,7 +175,7 @@ def test_a_wrong_axis(kind, axis, error, message, rng):
         ([2, -1], r"axis=\[2, -1\] names an axis twice for an input of rank 3"),
         ([1, 3], r"axis=\[1, 3\] is out of range for an input of rank 3"),
         ([0, 1], r"axis=\[0, 1\] names the batch axis"),
-        ([], r"axis=\[\] names no axis; expected axes of 1 to 2, or -2 to -1"),
+        ([], r"axis=\[\] names no axis; allowed axes are 1 to 2, or -2 to -1"),
     ],
 )
 def test_wrong_lists_of_axes(kind, axis, message):

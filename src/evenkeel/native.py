@@ -6,6 +6,7 @@ implementation; here is what they share, and the one place that picks one of the
 
 import importlib
 import warnings
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -38,6 +39,11 @@ def _find() -> tuple[ModuleType | None, str | None]:
 
 # Found once, when evenkeel is imported: a compiler that traces a call must not look for it.
 KERNELS, UNAVAILABLE = _find()
+
+
+def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with a cache on PyTorch, whose eager calls come often; others are compiled."""
+    return getattr(KERNELS, "remembered", lambda same: same)(function)  # type: ignore[no-any-return]
 
 
 def unsupported(

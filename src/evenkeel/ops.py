@@ -16,6 +16,7 @@ from typing import Any
 import keras
 from keras import backend
 
+from evenkeel import native
 from evenkeel.implementation import check as check_implementation
 from evenkeel.implementation import choose
 from evenkeel.view import View, axes_view, canonical_axes, check_groups, group_view
@@ -212,7 +213,13 @@ def _apply(
 ) -> Tensor:
     """Compute the call, or record it where an argument is a KerasTensor."""
     check_implementation(implementation)
-    if any(isinstance(one, keras.KerasTensor) for one in (x, gamma, beta, mask)):
+    symbolic = keras.KerasTensor
+    if (
+        isinstance(x, symbolic)
+        or isinstance(gamma, symbolic)
+        or isinstance(beta, symbolic)
+        or isinstance(mask, symbolic)
+    ):
         given = {"gamma": gamma, "beta": beta, "mask": mask}
         operation = NormalizationOperation(function, implementation, options)
         return operation(x, **{name: one for name, one in given.items() if one is not None})
@@ -240,12 +247,10 @@ def normalize(
     groups: int | None = None,
 ) -> Tensor:
     """Convert and check the tensors, build the view, choose an implementation and call it."""
-    x, gamma, beta, mask = (
-        _convert(name, one)
-        for name, one in (("x", x), ("gamma", gamma), ("beta", beta), ("mask", mask))
-    )
-    view = build_view(x.shape, axis=axis, groups=groups)
-    _check_shapes(view, x, gamma, beta, mask)
+    x, mask = _convert("x", x), _convert("mask", mask)
+    gamma, beta = _convert("gamma", gamma), _convert("beta", beta)
+    shapes = [None if one is None else tuple(one.shape) for one in (x, gamma, beta, mask)]
+    view = _checked_view(*shapes, axis, groups)
     if gamma is not None and beta is not None and len(gamma.shape) != len(beta.shape):
         # One is per sample: repeat the other for every sample.
         rank, rows = len(view.parameter_axes), keras.ops.shape(x)[0]
@@ -263,9 +268,9 @@ def _convert(name: str, value: Any) -> Tensor | None:
     if value is None:
         return None
     if backend.backend() == "torch" and keras.ops.is_tensor(value):
-        tensor = value  # in eager PyTorch, to convert what is converted is half of a small call
-    else:
-        tensor = keras.ops.convert_to_tensor(value)
+        _check_dtype(name, value)
+        return value  # in eager PyTorch, to convert what is converted is half of a small call
+    tensor = keras.ops.convert_to_tensor(value)
     _check_dtype(name, tensor)
     check_float64(getattr(value, "dtype", tensor.dtype), tensor.dtype)
     return tensor
@@ -280,32 +285,46 @@ def _check_dtype(name: str, tensor: Any) -> None:
         raise TypeError(f"{name} must be a floating-point tensor; got {dtype}. Cast it first.")
 
 
-def _check_shapes(view: View, x: Tensor, gamma: Any, beta: Any, mask: Any) -> None:
-    """Raise ValueError where a shape does not fit x's; unknown sizes fit everything."""
+Shape = tuple[int | None, ...]
 
-    def fits(given: Sequence[int | None], expected: Sequence[int | None]) -> bool:
+
+@native.remembered
+def _checked_view(
+    shape: Shape,
+    gamma: Shape | None,
+    beta: Shape | None,
+    mask: Shape | None,
+    axis: int | Sequence[int],
+    groups: int | None,
+) -> View:
+    """The view for x of this shape, or ValueError where the shape of another argument does not fit.
+
+    Unknown sizes fit everything.
+    """
+
+    def fits(given: Shape, expected: Shape) -> bool:
         return all(a is None or b is None or a == b for a, b in zip(given, expected, strict=True))
 
-    shape = tuple(x.shape)
+    view = build_view(shape, axis=axis, groups=groups)
     shared = view.parameter_shape(shape)
-    for name, parameter in (("gamma", gamma), ("beta", beta)):
-        if parameter is None:
+    for name, given in (("gamma", gamma), ("beta", beta)):
+        if given is None:
             continue
-        given = tuple(parameter.shape)
         expected = shared if len(given) == len(shared) else (shape[0], *shared)
-        if given != expected and (len(given) != len(expected) or not fits(given, expected)):
+        if len(given) != len(expected) or not fits(given, expected):
             raise ValueError(
                 f"{name} has the shape {given}, but x of shape {shape} with parameters over axes "
                 f"{list(view.parameter_axes)} needs {shared}, or {(shape[0], *shared)} for one "
                 "per sample."
             )
-    if mask is not None:
-        given = tuple(mask.shape)
-        if not 1 <= len(given) <= len(shape) or not fits(given, shape[: len(given)]):
-            raise ValueError(
-                f"mask has the shape {given}, which is not the beginning of x's shape {shape}; "
-                f"expected {shape[:1]}, {shape[:2]} or longer."
-            )
+    if mask is not None and (
+        not 1 <= len(mask) <= len(shape) or not fits(mask, shape[: len(mask)])
+    ):
+        raise ValueError(
+            f"mask has the shape {mask}, which is not the beginning of x's shape {shape}; "
+            f"expected {shape[:1]}, {shape[:2]} or longer."
+        )
+    return view
 
 
 @keras.saving.register_keras_serializable("evenkeel")
@@ -353,11 +372,12 @@ class NormalizationOperation(keras.Operation):
         self, x: Any, gamma: Any = None, beta: Any = None, mask: Any = None
     ) -> keras.KerasTensor:
         """Check dtypes and shapes; the result has x's shape and dtype. Nothing is computed."""
+        shapes = []
         for name, one in {"x": x, "gamma": gamma, "beta": beta, "mask": mask}.items():
             if one is not None:
                 _check_dtype(name, one)
-        partition = {key: value for key, value in self.options.items() if key != "epsilon"}
-        _check_shapes(build_view(x.shape, **partition), x, gamma, beta, mask)
+            shapes.append(None if one is None else tuple(one.shape))
+        _checked_view(*shapes, self.options["axis"], self.options.get("groups"))
         return keras.KerasTensor(x.shape, dtype=x.dtype)
 
     def get_config(self) -> dict[str, Any]:

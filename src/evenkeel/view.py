@@ -212,23 +212,20 @@ def axes_view(
 def _runs(factors: list[Factor]) -> tuple[tuple[Factor, ...], ...]:
     """Merge neighbouring factors into the four runs, transposing those that alternate too often."""
 
-    def neighbours(ordered: list[Factor]) -> list[tuple[Factor, ...]]:
+    def aligned(ordered: list[Factor]) -> list[tuple[Factor, ...]]:
         # Not itertools.groupby, which torch.compile cannot trace.
         runs: list[tuple[Factor, ...]] = []
-        for one in ordered:
-            if runs and runs[-1][-1].reduced == one.reduced:
-                runs[-1] = (*runs[-1], one)
-            else:
-                runs.append((one,))
-        return runs
-
-    def aligned(runs: list[tuple[Factor, ...]]) -> list[tuple[Factor, ...]]:
+        begin = 0
+        for end in range(1, len(ordered) + 1):
+            if end == len(ordered) or ordered[end].reduced != ordered[begin].reduced:
+                runs.append(tuple(ordered[begin:end]))
+                begin = end
         # The last run is R1 where it is reduced and K1 where it is kept; the others precede it.
         if runs and not runs[-1][0].reduced:
-            runs = [*runs, ()]
+            runs.append(())
         return [()] * (4 - len(runs)) + runs
 
-    runs = aligned(neighbours(factors))
+    runs = aligned(factors)
     if len(runs) > 4:
-        runs = aligned(neighbours(sorted(factors, key=lambda one: one.reduced)))
+        runs = aligned(sorted(factors, key=lambda one: one.reduced))
     return tuple(runs)

@@ -1,5 +1,9 @@
 """The native operations under PyTorch: memory formats, transforms, compilers, devices."""
 
+import os
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -217,3 +221,61 @@ def test_fit_and_a_forked_loader():
     model.compile("sgd", "mse")
     history = model.fit(np.ones((8, 6, 4)) + np.arange(4), np.ones((8, 1)), verbose=0, epochs=3)
     assert history.history["loss"][-1] < history.history["loss"][0]
+
+
+SCRIPT = """
+import os, signal, threading
+import numpy as np, torch
+from evenkeel import ops
+
+torch.set_num_threads(2)
+x = torch.randn(2, 16, 200, 200)
+
+def call():
+    return ops.group_normalization(x, groups=4, axis=1, implementation="native").numpy()
+
+y = call()
+"""
+
+AT_FORK = """
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    os._exit(0 if np.array_equal(call(), y) else 3)
+code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+assert code == 0, code
+assert np.array_equal(call(), y)
+print("both computed")
+"""
+
+THREADS = """
+wrong = []
+
+def repeat():
+    for _ in range(20):
+        if not np.array_equal(call(), y):
+            wrong.append(1)
+
+threads = [threading.Thread(target=repeat) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert not wrong
+print("all computed")
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "word"),
+    [(AT_FORK, "both computed"), (THREADS, "all computed")],
+    ids=["fork", "threads"],
+)
+def test_work_on_pytorch_s_threads_ends(body, word):
+    if "fork" in body and not hasattr(os, "fork"):
+        pytest.skip("no fork here")
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT + body], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert word in done.stdout

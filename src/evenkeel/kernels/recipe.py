@@ -1,7 +1,6 @@
 """What the kernels are told of a view: in which order to read the axes, and numbers for factors."""
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 from evenkeel.view import Factor, Part, View
@@ -46,7 +45,6 @@ class Recipe:
         return tuple(self.parameter_order.index(i) for i in range(len(self.parameter_order)))
 
 
-@functools.lru_cache(maxsize=1024)
 def recipe(view: View, per_sample: bool, memory: Sequence[int] | None = None) -> Recipe:
     """The recipe for an input whose axes lie in memory in the order `memory`, by default its own.
 

@@ -8,6 +8,7 @@ torch.func: `unsupported` sends them there.
 
 import ctypes
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,6 +39,22 @@ def unavailable() -> str | None:
     torch.library.register_fake("evenkeel::forward", _forward_shapes)
     torch.library.register_fake("evenkeel::backward", _backward_shapes)
     return None
+
+
+def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with a cache, which torch.compile, tracing what is cached, is kept from."""
+    cached = functools.lru_cache(maxsize=1024, typed=True)(function)
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return function(*arguments)
+        try:
+            return cached(*arguments)
+        except TypeError:  # a list, or a size that is a symbol, cannot be a key
+            return function(*arguments)
+
+    return call
 
 
 def unsupported(x: Any, gamma: Any, beta: Any, view: View) -> str | None:
@@ -81,6 +98,9 @@ def _is_foreign(x: Any) -> bool:
     return type(x) not in (torch.Tensor, torch.nn.Parameter) and type(x) not in _kinds()
 
 
+_recipe = remembered(recipe)
+
+
 def normalize(
     x: torch.Tensor,
     gamma: torch.Tensor | None,
@@ -100,9 +120,7 @@ def normalize(
         shape = (x.shape[0], *shape) if per_sample else shape
         gamma = torch.ones(shape, dtype=compute) if gamma is None else gamma
         beta = torch.zeros(shape, dtype=compute) if beta is None else beta
-    # torch.compile traces what a cache wraps; it objects to the cache.
-    make = recipe.__wrapped__ if torch.compiler.is_compiling() else recipe
-    how = make(view, per_sample, _memory_order(x))
+    how = _recipe(view, per_sample, _memory_order(x))
     options = (how.code, how.groups, epsilon, centered)
     # Outside of the autograd function, whose second derivative must know x as its input.
     x = (x.permute(how.order) if how.permutes else x).contiguous()
