@@ -124,6 +124,10 @@ ffi::Error backward(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer gamma
 
 }  // namespace
 
+// The version of the interface that this is built for: an older JAX refuses it.
+EVENKEEL_EXPORT int evenkeel_jax_interface_major() { return XLA_FFI_API_MAJOR; }
+EVENKEEL_EXPORT int evenkeel_jax_interface_minor() { return XLA_FFI_API_MINOR; }
+
 EVENKEEL_EXPORT XLA_FFI_Error* evenkeel_jax_forward(XLA_FFI_CallFrame* frame) {
   static auto* handler = ffi::Ffi::Bind()
                              .Ctx<ffi::ThreadPool>()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from evenkeel import native, ops
+from evenkeel.kernels import jax as kernels
 
 pytestmark = pytest.mark.skipif(native.KERNELS is None, reason=str(native.UNAVAILABLE))
 
@@ -100,6 +101,16 @@ def test_reasons():
     options = {"epsilon": 1e-3, "centered": True, "mask": None}
     x = jnp.zeros((2, 6), jnp.float8_e5m2)
     assert "dtype float8" in native.unsupported(x, None, None, view, **options)
+
+
+@pytest.mark.parametrize("found", [(0, 0), (9, 0)])
+def test_an_older_jax_is_told_and_never_gets_the_kernels(monkeypatch, found):
+    monkeypatch.setattr(kernels, "_interface", lambda: found)
+    monkeypatch.setattr(
+        jax.ffi, "register_ffi_target", lambda *_, **__: pytest.fail("registered all the same")
+    )
+    reason = kernels.unavailable.__wrapped__()
+    assert "this JAX has {}.{}".format(*found) in reason
 
 
 def test_nothing_of_x_s_size_is_kept_besides_x():

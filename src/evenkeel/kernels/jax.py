@@ -16,6 +16,8 @@ lowered to the plain formula.
 import contextlib
 import ctypes
 import functools
+import pathlib
+import re
 from typing import Any
 
 import jax
@@ -33,14 +35,35 @@ from evenkeel.view import View
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
+def _interface() -> tuple[int, int]:
+    """The version of JAX's foreign function interface, which only its headers tell."""
+    header = pathlib.Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h"
+    text = header.read_text(encoding="utf-8")
+    major, minor = (
+        int(re.search(rf"#define XLA_FFI_API_{part} (\d+)", text)[1])  # type: ignore[index]
+        for part in ("MAJOR", "MINOR")
+    )
+    return major, minor
+
+
 @functools.cache
 def unavailable() -> str | None:
     """Why no call at all can be computed on JAX, or None; registers the kernels the first time."""
     file = library.path("libevenkeel_jax")
     if file is None:
         return "this build of evenkeel has no native kernels for JAX (jaxlib was not there)"
+    if jax.__version_info__ < (0, 8):  # the first whose partitioning can keep an axis whole
+        return f"the native kernels need JAX 0.8 or later, and this is {jax.__version__}"
     try:
         binding = ctypes.CDLL(str(file))
+        needed = (binding.evenkeel_jax_interface_major(), binding.evenkeel_jax_interface_minor())
+        if (found := _interface()) < needed or found[0] != needed[0]:
+            # Registered all the same, they would keep JAX from finding the CPU at all.
+            return (
+                "the native kernels were built for version {}.{} of JAX's foreign function "
+                "interface, and this JAX has {}.{}: install a matching JAX, or build evenkeel "
+                "from source with this one's jaxlib".format(*needed, *found)
+            )
         for name in ("forward", "backward"):
             handler = jax.ffi.pycapsule(getattr(binding, f"evenkeel_jax_{name}"))
             jax.ffi.register_ffi_target(f"evenkeel_{name}", handler, platform="cpu")
