@@ -145,13 +145,14 @@ def test_compile_keeps_the_native_operations(dynamic):
     torch.compiler.reset()
 
 
-def test_export_uses_plain():
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_uses_plain(strict):
     class Module(torch.nn.Module):
         def forward(self, x):
             return group(x)
 
     x = torch.randn(4, 6, 5)
-    program = torch.export.export(Module(), (x,))
+    program = torch.export.export(Module(), (x,), strict=strict)
     assert "evenkeel" not in str(program.graph_module.code)
     assert_same([program.module()(x)], [group(x)])
 

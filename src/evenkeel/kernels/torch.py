@@ -72,7 +72,8 @@ def unsupported(x: Any, gamma: Any, beta: Any, view: View) -> str | None:
         return f"x is of dtype {x.dtype}; the native kernels take {_DTYPES}"
     if view.rank + 1 > _MOST_FACTORS:
         return f"x has {view.rank} axes; the native kernels take {_MOST_FACTORS - 1} on PyTorch"
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+    # Not is_exporting(): before PyTorch 2.11, torch.compile read that as true of itself.
+    if torch.compiler._is_exporting_flag or torch.jit.is_tracing():
         return "the program is being exported, to run where evenkeel is not installed"
     if torch._C._are_functorch_transforms_active():
         return "it is inside a transform of torch.func, whose derivatives the plain formula has"
