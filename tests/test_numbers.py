@@ -20,6 +20,16 @@ SPREADS = [(0, 1), (100, 1), (1000, 0.1), (1e4, 1), (-1e4, 1), (1e4, 0.1)]
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
 
 
+@pytest.fixture(params=[None, "plain"], ids=["fastest", "plain"], autouse=True)
+def implementation(request):
+    """Every test holds both: what a call on a CPU takes, and what GPUs, XLA and exports take."""
+    case = request.node.callspec.params.get("case")
+    if request.param is None and case is not None and case.mask:
+        pytest.skip("masks take the plain path either way")
+    with evenkeel.use_implementation(request.param):
+        yield
+
+
 def wide_floats():
     """On JAX, float64 must be switched on."""
     if keras.backend.backend() == "jax":
@@ -92,6 +102,24 @@ def test_two_parts_of_the_mean():
     error = abs((cotangent * (x - rounded) * rstd).sum(0) - terms.sum(0))
     # The check is sharp enough to see the difference.
     assert np.max(error / (4e-6 * np.sqrt((terms**2).sum(0)))) > 1
+
+
+@pytest.mark.parametrize("name", ["float32", "float64"])
+@pytest.mark.parametrize("axis", [1, 3])
+def test_a_pivot_far_from_the_mean(axis, name):
+    """The pivot is the mean of a quarter of the group; this quarter lies as far out as it can."""
+    shape = (2, 8, 64, 64) if axis == 1 else (2, 64, 64, 8)
+    case = Case("far", "group", shape, {"groups": 8, "axis": axis})
+    with wide_floats() if name == "float64" else contextlib.nullcontext():
+        x, gamma, beta, cotangent, _ = draw(case, 1000, 0.01, np.dtype(name))
+        pixels = np.moveaxis(x, axis, -1).reshape(2, 64 * 64, 8)
+        first = np.arange(64 * 64) < 64 * 64 / 4
+        pixels = pixels + np.where(first, 3, -1)[:, None].astype(name)
+        x = np.ascontiguousarray(np.moveaxis(pixels.reshape(2, 64, 64, 8), -1, axis))
+        y, gradients = value_and_gradients(calls(case), [x, gamma, beta], cotangent)
+        expected = Expected(case, x, gamma, beta, None, name)
+        assert expected.forward_error(y) < 1
+        assert max(expected.gradient_errors(cotangent, *gradients).values()) < 1
 
 
 @pytest.mark.parametrize("name", DTYPES)

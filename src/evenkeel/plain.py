@@ -93,7 +93,9 @@ def normalize(
 
     rest: Any = 0.0
     if centered:
-        pivot = ops.stop_gradient(total(real(x), reduced) * share)
+        part, elements = (x, layout.count) if mask is not None else layout.sample(x)
+        total_of_part = ops.stop_gradient(total(real(part), reduced))
+        pivot = total_of_part * (share if part is x else 1.0 / elements)
         # A compiler may compute the pivot again where it is used, fused with the subtraction and so
         # rounded differently; behind a selection it is one and the same number everywhere.
         pivot = ops.where(ops.isfinite(pivot), pivot, 0.0)
