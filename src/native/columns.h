@@ -143,16 +143,17 @@ class Columns {
     N u, v;
   };
 
-  // Add to each lane the sums over a range of rows of the terms that of(i, j) gives for vectors and
-  // one_of(i, j) for single elements; before(i) comes before row i. Sums are short, in the compute
-  // type, before they go to double.
+  // Add to each lane the sums over a range of rows of the terms that of(i) gives for vectors and
+  // single elements: it returns a function of a row's lane, called once for each row and step of
+  // vectors, because stores keep compilers from taking anything out of the inner loop;
+  // before(i) comes before row i. Sums are short, in the compute type, before they go to double.
   //
   // Memory is read in its order, row after row: read column after column, it takes twice as long.
   // The sums wait in registers where a row is as short as rows are folded to be, else in the
   // nearest cache, where they are fetched once for several rows that are long.
-  template <class Before, class Of, class OneOf>
+  template <class Before, class Of>
   void lane_sums(const Tile& t, RowRange range, double* sum, double* product, const Before& before,
-                 const Of& of, const OneOf& one_of) const {
+                 const Of& of) const {
     constexpr bool kInOrder = !__is_same(Before, Nothing);
     const int64_t stop = least(range.end, t.rows);
     for (int64_t from = 0; from < t.width; from += kMostLanes) {
@@ -165,8 +166,9 @@ class Columns {
         if (folded && !kInOrder) {
           V to_a[kFolded] = {}, to_b[kFolded] = {};
           for (int64_t i = r; i < last; ++i) {
+            const auto row = of(i);
             for (int k = 0; k < kFolded; ++k) {
-              const Term<V> term = of(i, from + k * kLanes<T>);
+              const Term<V> term = row.vector(from + k * kLanes<T>);
               to_a[k] += term.u;
               to_b[k] = madd(term.u, term.v, to_b[k]);
             }
@@ -180,10 +182,10 @@ class Columns {
             before(i);
             const int64_t next = i + together <= last ? i + together : i + 1;
             if (next - i == 4)
-              add_rows<4>(i, from, whole, a, b, of);
+              add_rows(from, whole, a, b, of(i), of(i + 1), of(i + 2), of(i + 3));
             else
-              add_rows<1>(i, from, whole, a, b, of);
-            add_rest(i, next, from + whole, from + lanes, sum, product, one_of);
+              add_rows(from, whole, a, b, of(i));
+            add_rest(i, next, from + whole, from + lanes, sum, product, of);
             i = next;
           }
         }
@@ -193,49 +195,55 @@ class Columns {
         }
       }
     }
-    add_rest(t.rows, t.rows + 1, 0, rest_of(t, range), sum, product, one_of);
+    add_rest(t.rows, t.rows + 1, 0, rest_of(t, range), sum, product, of);
   }
 
-  template <int rows, class Of>
-  static void add_rows(int64_t i, int64_t from, int64_t whole, S* a, S* b, const Of& of) {
+  // Add the terms of some rows. They are passed by value, so that no store seems to change them.
+  template <class... Rows>
+  static void add_rows(int64_t from, int64_t whole, S* a, S* b, Rows... rows) {
     for (int64_t j = 0; j < whole; j += kLanes<T>) {
       V to_a = read<V>(a + j), to_b = read<V>(b + j);
-      for (int k = 0; k < rows; ++k) {
-        const Term<V> term = of(i + k, from + j);
+      const auto add = [&](Term<V> term) {
         to_a += term.u;
         to_b = madd(term.u, term.v, to_b);
-      }
+      };
+      (add(rows.vector(from + j)), ...);
       __builtin_memcpy(a + j, &to_a, sizeof to_a);
       __builtin_memcpy(b + j, &to_b, sizeof to_b);
     }
   }
 
   // The same for rows i to end and lanes j to stop, one element after the other.
-  template <class OneOf>
+  template <class Of>
   static void add_rest(int64_t i, int64_t end, int64_t j, int64_t stop, double* sum,
-                       double* product, const OneOf& one_of) {
-    for (; i < end; ++i) {
+                       double* product, const Of& of) {
+    for (; j < stop && i < end; ++i) {
+      const auto row = of(i);
       for (int64_t k = j; k < stop; ++k) {
-        const Term<S> term = one_of(i, k);
+        const Term<S> term = row.one(k);
         sum[k] += term.u;
         product[k] = madd(double(term.u), double(term.v), product[k]);
       }
     }
   }
 
-  // Add the moments of each lane about its pivot.
+  // What one row adds to the moments of each lane about its pivot.
+  struct MomentsOfRow {
+    const T* x;
+    const S* pivot;
+    Term<V> vector(int64_t j) const {
+      const V d = load(x + j) - read<V>(pivot + j);
+      return {d, d};
+    }
+    Term<S> one(int64_t j) const {
+      const S d = S(get(x[j]) - pivot[j]);
+      return {d, d};
+    }
+  };
   void moments(Tile t, RowRange range, const S* pivot, double* sum, double* squares) const {
     const T* x = x_ + t.begin;
-    lane_sums(
-        t, range, sum, squares, Nothing(),
-        [&](int64_t i, int64_t j) {
-          const V d = load(x + i * t.stride + j) - read<V>(pivot + j);
-          return Term<V>{d, d};
-        },
-        [&](int64_t i, int64_t j) {
-          const S d = S(get(x[i * t.stride + j]) - pivot[j]);
-          return Term<S>{d, d};
-        });
+    lane_sums(t, range, sum, squares, Nothing(),
+              [&](int64_t i) { return MomentsOfRow{x + i * t.stride, pivot}; });
   }
 
   // The sum over the lanes of one group, in all stretches of a row.
@@ -614,43 +622,43 @@ class BackwardColumns : Columns<T> {
       gamma[j] = gamma_ ? gamma_[first + this->lane_parameter(t, j)] : S(1);
   }
 
-  // Add, for each lane, the sums of g and of g * (x - high): g is dy, times gamma where this
-  // changes from row to row.
+  // What one row adds for each lane to the sums of g and of g * (x - high): g is dy, times gamma
+  // where this changes from row to row, and is one number or points to one for each lane.
+  template <class Gamma>
+  struct ProductsOfRow {
+    const T *x, *dy;
+    const S* high;
+    Gamma gamma;
+    typename Base::template Term<V> vector(int64_t j) const {
+      return {load(dy + j) * spread(gamma, j), load(x + j) - read<V>(high + j)};
+    }
+    typename Base::template Term<S> one(int64_t j) const {
+      return {S(get(dy[j]) * at(gamma, j)), S(get(x[j]) - high[j])};
+    }
+    static V spread(S number, int64_t) { return fill<V>(number); }
+    static V spread(const S* numbers, int64_t j) { return read<V>(numbers + j); }
+    static S at(S number, int64_t) { return number; }
+    static S at(const S* numbers, int64_t j) { return numbers[j]; }
+  };
   void products(Tile t, RowRange range, Lanes l, double* sum, double* product) const {
     if (p_.given && (shape_.by_row || !wanted_)) return;
-    if (!shape_.by_row)
-      products(t, range, l, sum, product, Nothing(), [](int64_t, int64_t) { return S(1); });
-    else if (this->lanes_vary())
-      products(t, range, l, sum, product, [&](int64_t i) { row_gamma(t, i, l.gamma); },
-                  [&](int64_t, int64_t j) { return l.gamma + j; });
-    else
-      products(t, range, l, sum, product, Nothing(), [&](int64_t i, int64_t) {
-        return gamma_ ? gamma_[row_parameter(t, i)] : S(1);
-      });
-  }
-
-  // gamma(i, j) is one number, or points to one for each lane from j on.
-  template <class Before, class Gamma>
-  void products(const Tile& t, RowRange range, const Lanes& l, double* sum, double* product,
-                const Before& before, const Gamma& gamma) const {
-    using Term = typename Base::template Term<V>;
-    using OneTerm = typename Base::template Term<S>;
     const T *x = x_ + t.begin, *dy = dy_ + t.begin;
-    this->lane_sums(
-        t, range, sum, product, before,
-        [&](int64_t i, int64_t j) {
-          const int64_t at = i * t.stride + j;
-          return Term{load(dy + at) * spread(gamma(i, j)), load(x + at) - read<V>(l.high + j)};
-        },
-        [&](int64_t i, int64_t j) {
-          const int64_t at = i * t.stride + j;
-          return OneTerm{S(get(dy[at]) * one(gamma(i, j))), S(get(x[at]) - l.high[j])};
-        });
+    const auto with = [&](auto gamma) {
+      return [=, &t](int64_t i) {
+        return ProductsOfRow<decltype(gamma(i))>{x + i * t.stride, dy + i * t.stride, l.high,
+                                                 gamma(i)};
+      };
+    };
+    if (!shape_.by_row)
+      this->lane_sums(t, range, sum, product, Nothing(), with([](int64_t) { return S(1); }));
+    else if (this->lanes_vary())
+      this->lane_sums(t, range, sum, product, [&](int64_t i) { row_gamma(t, i, l.gamma); },
+                      with([&](int64_t) -> const S* { return l.gamma; }));
+    else
+      this->lane_sums(t, range, sum, product, Nothing(), with([&](int64_t i) {
+                        return gamma_ ? gamma_[row_parameter(t, i)] : S(1);
+                      }));
   }
-  static V spread(S number) { return fill<V>(number); }
-  static V spread(const S* numbers) { return read<V>(numbers); }
-  static S one(S number) { return number; }
-  static S one(const S* numbers) { return *numbers; }
 
   // The gradients of gamma and beta where these are the same in all rows.
   void to_parameters(const Tile& t, const double* sum, const double* product,
