@@ -120,21 +120,12 @@ class Columns {
     void operator()(int64_t) const {}
   };
 
-  // A number that the compiler knows.
-  template <int n>
-  struct Constant {
-    static constexpr int value = n;
-  };
-
-  // Call body(j, Constant<n>) for all lanes in steps of n vectors, of `most` where there are as
-  // many, and one(j) for the lanes that are left.
-  template <int most, class Body, class One>
-  static void for_lanes(int64_t width, const Body& body, const One& one) {
-    int64_t j = 0;
-    for (; j + most * kLanes<T> <= width; j += most * kLanes<T>) body(j, Constant<most>());
-    if constexpr (most > 1)
-      for (; j + kLanes<T> <= width; j += kLanes<T>) body(j, Constant<1>());
-    for (; j < width; ++j) one(j);
+  // Call body(j) for the lanes begin to end in steps of a vector, and one(j) for those left.
+  template <class Body, class One>
+  static void for_lanes(int64_t begin, int64_t end, const Body& body, const One& one) {
+    int64_t j = begin;
+    for (; j + kLanes<T> <= end; j += kLanes<T>) body(j);
+    for (; j < end; ++j) one(j);
   }
 
   // What one element of a row adds to the sums of its lane: u, and u * v.
@@ -227,11 +218,14 @@ class Columns {
     }
   }
 
-  // What one row adds to the moments of each lane about its pivot.
+  // What one row adds to the moments of each lane about its pivot. Where rows are far apart the
+  // processor does not see in time that the next ones come, so they are asked for.
   struct MomentsOfRow {
     const T* x;
     const S* pivot;
+    int64_t ahead;  // elements to the rows that are read next
     Term<V> vector(int64_t j) const {
+      __builtin_prefetch(x + ahead + j);
       const V d = load(x + j) - read<V>(pivot + j);
       return {d, d};
     }
@@ -243,7 +237,7 @@ class Columns {
   void moments(Tile t, RowRange range, const S* pivot, double* sum, double* squares) const {
     const T* x = x_ + t.begin;
     lane_sums(t, range, sum, squares, Nothing(),
-              [&](int64_t i) { return MomentsOfRow{x + i * t.stride, pivot}; });
+              [&](int64_t i) { return MomentsOfRow{x + i * t.stride, pivot, 4 * t.stride}; });
   }
 
   // The sum over the lanes of one group, in all stretches of a row.
@@ -442,9 +436,9 @@ class ForwardColumns : Columns<T> {
   void row(int64_t at, int64_t width, Lanes l) const {
     const T* x = x_ + at;
     T* y = y_ + at;
-    this->template for_lanes<1>(
-        width,
-        [&](int64_t j, auto) {
+    this->for_lanes(
+        0, width,
+        [&](int64_t j) {
           store<past>(y + j, madd(load(x + j) - read<V>(l.high + j), read<V>(l.scale + j),
                                   read<V>(l.shift + j)));
         },
@@ -465,9 +459,9 @@ class ForwardColumns : Columns<T> {
       const S one_beta = !vary && beta_ ? beta_[first] : S(0);
       const T* x = x_ + t.begin + i * t.stride;
       T* y = y_ + t.begin + i * t.stride;
-      this->template for_lanes<1>(
-          t.width,
-          [&](int64_t j, auto) {
+      this->for_lanes(
+          0, t.width,
+          [&](int64_t j) {
             const V v = madd(load(x + j) - read<V>(l.high + j), read<V>(l.scale + j),
                              read<V>(l.shift + j));
             const V gamma = vary ? read<V>(l.gamma + j) : fill<V>(one_gamma);
@@ -727,9 +721,9 @@ class BackwardColumns : Columns<T> {
   void row(int64_t at, int64_t width, Lanes l) const {
     const T *x = x_ + at, *dy = dy_ + at;
     T* dx = dx_ + at;
-    this->template for_lanes<1>(
-        width,
-        [&](int64_t j, auto) {
+    this->for_lanes(
+        0, width,
+        [&](int64_t j) {
           const V inner = madd(read<V>(l.slope + j), load(x + j) - read<V>(l.high + j),
                                read<V>(l.constant + j));
           store<past>(dx + j, madd(read<V>(l.scale + j), load(dy + j), inner));
@@ -749,34 +743,42 @@ class BackwardColumns : Columns<T> {
       const int64_t first = row_parameter(t, i);
       if (vary) row_gamma(t, i, l.gamma);
       const S one = !vary && gamma_ ? gamma_[first] : S(1);
-      LongSum<T> to_gamma, to_beta;
+      WideSum<T> to_gamma, to_beta;
       double rest_gamma = 0, rest_beta = 0;
       const T *x = x_ + t.begin + i * t.stride, *dy = dy_ + t.begin + i * t.stride;
       T* dx = dx_ + t.begin + i * t.stride;
-      this->template for_lanes<1>(
-          t.width,
-          [&](int64_t j, auto) {
-            const V d = load(x + j) - read<V>(l.high + j), g = load(dy + j);
-            const V rstd = read<V>(l.scale + j);
-            const V gamma = vary ? read<V>(l.gamma + j) : fill<V>(one);
-            const V inner = madd(read<V>(l.slope + j), d, read<V>(l.constant + j));
-            store<past>(dx + j, madd(rstd * gamma, g, inner));
-            const V term = g * ((d - read<V>(l.low + j)) * rstd);
-            if (vary) {
-              __builtin_memcpy(l.terms + j, &term, sizeof term);
-            } else {
-              to_gamma.add(term);
-              to_beta.add(g);
-            }
-          },
-          [&](int64_t j) {
-            const S d = get(x[j]) - l.high[j], g = get(dy[j]);
-            const S inner = madd(l.slope[j], d, l.constant[j]);
-            put(dx + j, madd(S(l.scale[j] * (vary ? l.gamma[j] : one)), g, inner));
-            l.terms[j] = g * ((d - l.low[j]) * l.scale[j]);
-            rest_gamma += l.terms[j];
-            rest_beta += g;
-          });
+      // As many vectors at a time as may be summed in the compute type, in registers.
+      constexpr int64_t kSome = kShortSum * kLanes<T>;
+      for (int64_t from = 0; from < t.width; from += kSome) {
+        V sum_gamma = {}, sum_beta = {};
+        this->for_lanes(
+            from, least(t.width, from + kSome),
+            [&](int64_t j) {
+              const V d = load(x + j) - read<V>(l.high + j), g = load(dy + j);
+              const V rstd = read<V>(l.scale + j);
+              const V gamma = vary ? read<V>(l.gamma + j) : fill<V>(one);
+              const V inner = madd(read<V>(l.slope + j), d, read<V>(l.constant + j));
+              store<past>(dx + j, madd(rstd * gamma, g, inner));
+              const V term = g * ((d - read<V>(l.low + j)) * rstd);
+              if (vary) {
+                __builtin_memcpy(l.terms + j, &term, sizeof term);
+              } else {
+                sum_gamma += term;
+                sum_beta += g;
+              }
+            },
+            [&](int64_t j) {
+              const S d = get(x[j]) - l.high[j], g = get(dy[j]);
+              const S inner = madd(l.slope[j], d, l.constant[j]);
+              put(dx + j, madd(S(l.scale[j] * (vary ? l.gamma[j] : one)), g, inner));
+              l.terms[j] = g * ((d - l.low[j]) * l.scale[j]);
+              rest_gamma += l.terms[j];
+              rest_beta += g;
+            });
+        if (vary) continue;
+        to_gamma.add(sum_gamma);
+        to_beta.add(sum_beta);
+      }
       if (!wanted_) continue;
       if (!vary)
         parameters.add(part, first, to_gamma.total() + rest_gamma, to_beta.total() + rest_beta);

@@ -409,12 +409,9 @@ class BackwardRows {
 
   void flush(const ParameterSums& sums, int64_t part, int64_t lowest, int64_t highest,
              Pending& pending) const {
-    for (int64_t i = lowest; i < highest && pending.rows; ++i) {
-      const double g = pending.gamma ? pending.gamma[i] : 0, s = pending.beta ? pending.beta[i] : 0;
-      sums.add(part, pending.first + i, g, s);
-      if (pending.gamma) pending.gamma[i] = 0;
-      if (pending.beta) pending.beta[i] = 0;
-    }
+    if (!pending.rows) return;
+    sums.take(sums.gamma, part, pending.first, pending.gamma, lowest, highest);
+    sums.take(sums.beta, part, pending.first, pending.beta, lowest, highest);
     pending.rows = 0;
   }
 

@@ -311,29 +311,5 @@ struct WideSum {
   }
 };
 
-// The same of many vectors: short sums in the compute type before they go to double.
-template <class T>
-struct LongSum {
-  Vector<T> some = {};
-  int count = 0;
-  WideSum<T> wide;
-
-  void add(Vector<T> v) {
-    some += v;
-    if (++count == kShortSum) flush();
-  }
-  double total() {
-    flush();
-    return wide.total();
-  }
-
- private:
-  void flush() {
-    wide.add(some);
-    some = Vector<T>{};
-    count = 0;
-  }
-};
-
 }  // namespace EVENKEEL_ISA
 }  // namespace evenkeel
