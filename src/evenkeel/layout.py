@@ -100,18 +100,17 @@ class Layout:
         length = self.axes[self.reduced[0]].length
         return isinstance(length, int) and length <= SHORT_SUM
 
-    def sample(self, t: Tensor) -> tuple[Tensor, Any]:
-        """A part of a working array, a quarter or more of each group, and its elements per group.
+    def sample(self, t: Tensor) -> tuple[Tensor, float]:
+        """A part of a working array, and which fraction of each group it is: a quarter or more.
 
-        The part is cut from the outermost reduced axis that is long enough, so that little of
-        memory is read.
+        It is cut from the outermost reduced axis that is long enough, so that little is read.
         """
         for i, axis in enumerate(self.axes):
             if axis.reduced and isinstance(axis.length, int) and axis.length >= 4:
                 some = -(-axis.length // 4)
-                part = t[tuple(slice(some if n == i else None) for n in range(i + 1))]
-                return part, self.count // axis.length * some
-        return t, self.count
+                whole = [slice(None)] * i
+                return t[(*whole, slice(some))], some / axis.length
+        return t, 1.0
 
     def arrange(self, t: Tensor) -> Tensor:
         """Turn a tensor of the input's shape into the working array; padding is 0 or False."""
@@ -139,8 +138,8 @@ class Layout:
 
     def restore(self, t: Tensor) -> Tensor:
         """Turn a working array back into a tensor of the input's shape."""
-        t = ops.reshape(t, [product(cut) for cut in self.cuts])
         if not all(_is_zero(padding) for padding in self.padding):
+            t = ops.reshape(t, [product(cut) for cut in self.cuts])
             t = t[tuple(slice(axis.length) for axis in self.merged)]
         if not self.view.transposed:
             return ops.reshape(t, self.shape)
@@ -157,9 +156,8 @@ class Layout:
             lengths.append(axis.length if here else 1)
             padding.append((0, beyond if here else 0))
             pieces.extend(cut if here else [1] * len(cut))
-        t = ops.reshape(t, lengths)
         if not all(_is_zero(beyond) for _, beyond in padding):
-            t = ops.pad(t, padding)
+            t = ops.pad(ops.reshape(t, lengths), padding)
         return ops.reshape(t, pieces)
 
 

@@ -4,11 +4,11 @@
 
 It is written for numbers first:
 
-- The mean is carried in two parts. A first mean, rounded to the compute dtype, is only a *pivot*;
-  the mean of x - pivot is the rest. The result does not depend on the pivot, so the pivot is a
-  constant to every derivative.
-- The variance is the mean of squares about the pivot less the square of the rest, which is small:
-  never a difference of large numbers.
+- The mean is carried in two parts. The mean of a quarter of the group, rounded to the compute
+  dtype, is only a *pivot*; the mean of x - pivot is the rest. The result does not depend on the
+  pivot, so the pivot is a constant to every derivative.
+- The variance is the mean of squares about the pivot less the square of the rest, which is at most
+  three variances: never a difference of large numbers.
 - Sums run over one short axis at a time (`layout.py` cuts long ones), and what is broadcast is
   broadcast one axis at a time, so that the sums of the backward pass take the same path back.
 """
@@ -71,7 +71,12 @@ def normalize(
         return t
 
     def spread(t: Tensor, order: Sequence[int]) -> Tensor:
-        """Broadcast t along all of `order` but the first, which the next operation broadcasts."""
+        """Broadcast t along all of `order` but the first, which the next operation broadcasts.
+
+        Where they are the innermost axes, it broadcasts all: frameworks sum those well.
+        """
+        if set(order) == set(range(len(axes) - len(order), len(axes))):
+            return t
         for i in reversed(order[1:]):
             length = axes[i].length
             if not (isinstance(length, int) and length == 1):
@@ -93,12 +98,11 @@ def normalize(
 
     rest: Any = 0.0
     if centered:
-        part, elements = (x, layout.count) if mask is not None else layout.sample(x)
-        total_of_part = ops.stop_gradient(total(real(part), reduced))
-        pivot = total_of_part * (share if part is x else 1.0 / elements)
+        part, fraction = layout.sample(x) if mask is None else (x, 1.0)
+        pivot = ops.stop_gradient(total(real(part), reduced) * (share / fraction))
         # A compiler may compute the pivot again where it is used, fused with the subtraction and so
         # rounded differently; behind a selection it is one and the same number everywhere.
-        pivot = ops.where(ops.isfinite(pivot), pivot, 0.0)
+        pivot = ops.where(pivot == pivot, pivot, 0.0)
         x = x - spread(pivot, reduced)
         rest = total(real(x), reduced) * share
     # A sum of squares can overflow where their mean does not: divide before it is complete.
