@@ -13,25 +13,25 @@ from evenkeel.experiment import compare
 from evenkeel.explanation import explain
 from evenkeel.implementation import use_implementation
 from evenkeel.layers import (
+    TLU,
     FilterResponseNormalization,
     GroupNormalization,
     InstanceNormalization,
     LayerNormalization,
     PoincareNormalize,
     RMSNormalization,
-    TLU,
 )
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "TLU",
     "FilterResponseNormalization",
     "GroupNormalization",
     "InstanceNormalization",
     "LayerNormalization",
     "PoincareNormalize",
     "RMSNormalization",
-    "TLU",
     "compare",
     "explain",
     "layers",

@@ -9,11 +9,11 @@ from evenkeel.layers.rms_normalization import RMSNormalization
 from evenkeel.layers.tlu import TLU
 
 __all__ = [
+    "TLU",
     "FilterResponseNormalization",
     "GroupNormalization",
     "InstanceNormalization",
     "LayerNormalization",
     "PoincareNormalize",
     "RMSNormalization",
-    "TLU",
 ]

@@ -1,12 +1,12 @@
 """Projection into the Poincaré ball."""
 
-import numbers
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 
 from evenkeel.layers.base import Shape
+from evenkeel.ops import check_epsilon
 from evenkeel.view import integer_axes
 
 
@@ -39,16 +39,17 @@ class PoincareNormalize(keras.layers.Layer):
         self, axis: int | Sequence[int] | None = 1, epsilon: float = 1e-5, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        if not isinstance(epsilon, numbers.Real) or not 0 <= float(epsilon) < 1:
-            raise ValueError(f"epsilon={epsilon!r} must be a number from 0 to less than 1.")
-        axes = None if axis is None else integer_axes(axis)
-        if axes is not None and (not axes or len(set(axes)) < len(axes)):
+        self.epsilon: float = check_epsilon(epsilon)
+        if self.epsilon >= 1:
+            raise ValueError(f"epsilon={epsilon!r} must be less than 1, the radius of the ball.")
+        axes = () if axis is None else integer_axes(axis)
+        if axis is not None and (not axes or len(set(axes)) < len(axes)):
             raise ValueError(
                 f"axis={axis!r} must name at least one axis, and none twice; None is all of them."
             )
-        several = isinstance(axis, (list, tuple))
-        self.axis = axes if axes is None else list(axes) if several else axes[0]
-        self.epsilon = float(epsilon)
+        self.axis: Any = (
+            list(axes) if isinstance(axis, (list, tuple)) else axes[0] if axes else None
+        )
         self.supports_masking = True
 
     def build(self, input_shape: Shape) -> None:
