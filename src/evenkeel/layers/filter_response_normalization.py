@@ -113,7 +113,9 @@ class FilterResponseNormalization(NormalizationLayer):
         """See the base class."""
         epsilon = self.epsilon
         if self.learned_epsilon:
-            epsilon = epsilon + keras.ops.abs(self.eps_learned)
+            # Not abs, whose gradient at zero differs between backends: here it is zero.
+            sign = keras.ops.stop_gradient(keras.ops.sign(self.eps_learned))
+            epsilon = epsilon + sign * self.eps_learned
         return ops.normalize(
             inputs,
             keras.ops.reshape(self.gamma, [-1]),
