@@ -21,6 +21,7 @@ from evenkeel.layers import (
     PoincareNormalize,
     RMSNormalization,
 )
+from evenkeel.migrate import load_model, load_weights
 
 __version__ = "0.1.0"
 
@@ -35,6 +36,8 @@ __all__ = [
     "compare",
     "explain",
     "layers",
+    "load_model",
+    "load_weights",
     "ops",
     "rnn",
     "show_config",
