@@ -16,6 +16,8 @@ from evenkeel.layers import (
     InstanceNormalization,
     LayerNormalization,
     RMSNormalization,
+    SpectralNormalization,
+    WeightNormalization,
 )
 
 __version__ = "0.1.0"
@@ -25,6 +27,8 @@ __all__ = [
     "InstanceNormalization",
     "LayerNormalization",
     "RMSNormalization",
+    "SpectralNormalization",
+    "WeightNormalization",
     "compare",
     "explain",
     "layers",
