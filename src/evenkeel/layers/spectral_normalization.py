@@ -78,6 +78,7 @@ class SpectralNormalization(KernelWrapper):
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """The layer's outputs, computed with the divided kernel."""
+        self.reads_addons = False
         w = stored(self.w)
         sigma = stored(self.sigma)
         if training:
@@ -101,6 +102,24 @@ class SpectralNormalization(KernelWrapper):
         # Where u meets only zeros it would stay zero for good, and sigma with it.
         vanished = sigma == 0
         return ops.where(vanished, start, u), ops.where(vanished, ops.ones_like(sigma), sigma)
+
+    def reset_own_weights(self) -> None:
+        """Set sigma to one."""
+        self.sigma.assign(1.0)
+
+    def addons_weights(self) -> list[keras.Variable]:
+        """See the base class."""
+        return [self.w, self.sn_u, *(one for one in self.layer.weights if one is not self.w)]
+
+    def load_own_variables(self, store: Any) -> None:
+        """Load a file's variables: sn_u and sigma, or TensorFlow Addons' kernel and sn_u."""
+        self.reads_addons = False
+        if "1" not in store or not store["1"].shape:
+            super().load_own_variables(store)
+            return
+        self.w.assign(store["0"])
+        self.sn_u.assign(store["1"])
+        self.reset_own_weights()
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

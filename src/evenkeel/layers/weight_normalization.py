@@ -71,8 +71,11 @@ class WeightNormalization(KernelWrapper):
         super().build(input_shape)
         shape = tuple(self.v.shape)
         self.axes = tuple(range(len(shape) - (2 if isinstance(self.layer, DEPTHWISE) else 1)))
+        # Learned in parts from zero, so that a small g / s is not rounded beside a one. What is
+        # read from a file of TensorFlow Addons is g in one piece.
+        learned, initial = ("ones", "zeros") if self.reads_addons else ("zeros", "ones")
         self.g = self.add_weight(
-            name="g", shape=shape[len(self.axes) :], initializer="zeros", autocast=False
+            name="g", shape=shape[len(self.axes) :], initializer=learned, autocast=False
         )
         self.initialized = self.add_weight(
             name="initialized", shape=(), initializer="zeros", dtype="bool", trainable=False
@@ -80,7 +83,7 @@ class WeightNormalization(KernelWrapper):
         self.initial_g = self.add_weight(
             name="initial_g",
             shape=shape[len(self.axes) :],
-            initializer="ones",
+            initializer=initial,
             trainable=False,
             autocast=False,
         )
@@ -119,7 +122,7 @@ class WeightNormalization(KernelWrapper):
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """The layer's outputs, computed with the normalized kernel."""
-        # What the initial values are is read once: an assignment may change what was read.
+        self.reads_addons = False
         offsets = [self.initial_g, *([] if self.bias is None else [self.initial_bias])]
         learned = [self.g, *([] if self.bias is None else [self.bias])]
 
@@ -133,11 +136,16 @@ class WeightNormalization(KernelWrapper):
                 values = [norm(stored(self.v), self.axes)]
             return [ops.stop_gradient(a - stored(b)) for a, b in zip(values, learned, strict=True)]
 
-        initial = ops.cond(self.initialized.value, unchanged, first)
+        initialized = known(self.initialized.value)
+        if initialized:
+            initial = unchanged()
+        else:
+            traced = initialized is None
+            initial = ops.cond(self.initialized.value, unchanged, first) if traced else first()
+            for variable, value in zip(offsets, initial, strict=True):
+                variable.assign(value)
+            self.initialized.assign(ops.ones((), "bool"))
         g, *bias = (stored(one) + offset for one, offset in zip(learned, initial, strict=True))
-        for variable, value in zip(offsets, initial, strict=True):
-            variable.assign(value)
-        self.initialized.assign(ops.ones((), "bool"))
         values = [(self.v, normalized(stored(self.v), self.axes) * g)]
         values += [(self.bias, one) for one in bias]
         substitution = Substitution(values)
@@ -182,15 +190,58 @@ class WeightNormalization(KernelWrapper):
             self.v.assign(normalized(stored(self.v), self.axes) * self.effective_g)
             if self.bias is not None:
                 self.bias.assign(self.effective_bias)
-                self.initial_bias.assign(ops.zeros(self.initial_bias.shape))
-            self.initial_g.assign(ops.zeros(self.initial_g.shape))
+            self.reset_own_weights()
             self.g.assign(norm(stored(self.v), self.axes))
             self.initialized.assign(ops.ones((), "bool"))
         return self.layer
 
+    def reset_own_weights(self) -> None:
+        """Set the initial values to zero."""
+        self.initial_g.assign(ops.zeros(self.initial_g.shape))
+        if self.bias is not None:
+            self.initial_bias.assign(ops.zeros(self.initial_bias.shape))
+
+    def addons_weights(self) -> list[keras.Variable]:
+        """See the base class."""
+        rest = [one for one in self.layer.weights if one is not self.v]
+        unused = self.layer.weights if self.data_init else []
+        return [
+            *[self.g, self.v, self.initialized, *rest],
+            *[keras.Variable(ops.zeros(one.shape), trainable=False) for one in unused],
+        ]
+
+    def load_own_variables(self, store: Any) -> None:
+        """Load a file's variables: this layer's, or TensorFlow Addons', which has the kernel here.
+
+        TensorFlow Addons has g, the kernel and initialized, and the rest in the layer's own part.
+        """
+        self.reads_addons = False
+        if "1" not in store or not store["1"].shape:
+            super().load_own_variables(store)
+            return
+        for name, variable in enumerate([self.g, self.v, self.initialized]):
+            variable.assign(store[str(name)])
+        self.reset_own_weights()
+        owner, kernel = self.kernel_owner(), self.v
+
+        def load_the_rest(store: Any) -> None:
+            del owner.load_own_variables
+            for name, variable in enumerate(one for one in owner.weights if one is not kernel):
+                variable.assign(store[str(name)])
+
+        owner.load_own_variables = load_the_rest
+
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {**super().get_config(), "data_init": self.data_init}
+
+
+def known(flag: Tensor) -> bool | None:
+    """The flag's value; None inside a compiled function, which learns it when it runs."""
+    try:
+        return bool(flag)
+    except TypeError:
+        return None
 
 
 def norm(v: Tensor, axes: tuple[int, ...]) -> Tensor:

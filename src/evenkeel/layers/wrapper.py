@@ -83,9 +83,13 @@ class KernelWrapper(keras.layers.Wrapper):
         super().build(input_shape)
         self.kernel_variable()
 
+    def kernel_owner(self) -> keras.Layer:
+        """The layer that has the kernel: an RNN's cell, or the wrapped layer."""
+        return self.layer.cell if self.is_rnn else self.layer
+
     def kernel_variable(self) -> keras.Variable:
         """The variable that is normalized: kernel, an RNN's recurrent kernel, or embeddings."""
-        owner = self.layer.cell if self.is_rnn else self.layer
+        owner = self.kernel_owner()
         for name in ("recurrent_kernel",) if self.is_rnn else ("kernel", "embeddings"):
             kernel = getattr(owner, name, None)
             if isinstance(kernel, keras.Variable):
@@ -118,10 +122,54 @@ class KernelWrapper(keras.layers.Wrapper):
         """The layer's output shape."""
         return self.layer.compute_output_shape(input_shape)
 
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return super().get_config()
+
     @classmethod
     def from_config(
         cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
     ) -> "KernelWrapper":
         """Make the wrapper of a config, of Keras 3 or of TensorFlow Addons."""
-        layer = keras.layers.deserialize(config["layer"], custom_objects=custom_objects)
-        return cls(layer, **{key: value for key, value in config.items() if key != "layer"})
+        nested = {**config["layer"], "config": {**config["layer"]["config"]}}
+        if not nested["config"].get("time_major", True):
+            del nested["config"]["time_major"]  # Keras 2 wrote it for every RNN; Keras 3 has none
+        layer = keras.layers.deserialize(nested, custom_objects=custom_objects)
+        wrapper = cls(layer, **{key: value for key, value in config.items() if key != "layer"})
+        policy = config.get("dtype")  # Keras 3 writes a DTypePolicy here
+        if isinstance(policy, str) or (policy and policy.get("class_name") == "Policy"):
+            wrapper.expect_addons_weights()
+        return wrapper
+
+    # Files of TensorFlow Addons. Keras assigns the weights of a .h5 file to `weights` in order, and
+    # looks at no name. So a wrapper that was made from a config of TensorFlow Addons lists its
+    # weights as TensorFlow Addons did until they are loaded, or it is called. `.keras` and
+    # `.weights.h5` files are read by `load_own_variables`, whatever the wrapper was made from.
+
+    reads_addons = False
+
+    def expect_addons_weights(self) -> None:
+        """List the weights as TensorFlow Addons did, for a .h5 file that is loaded next."""
+        self.reads_addons = True
+        if self.built:
+            self.reset_own_weights()
+
+    def reset_own_weights(self) -> None:
+        """Give the weights that TensorFlow Addons does not have the value of no effect."""
+        raise NotImplementedError
+
+    def addons_weights(self) -> list[keras.Variable]:
+        """The variables in TensorFlow Addons' order; new ones that nothing reads stand for others.
+
+        Keras puts what is trained before what is not where it reads a .h5 file.
+        """
+        raise NotImplementedError
+
+    @property
+    def weights(self) -> list[keras.Variable]:
+        """The variables, the wrapper's own first."""
+        return self.addons_weights() if self.built and self.reads_addons else super().weights
+
+    def finalize_state(self) -> None:
+        """Keras calls this when it has read a .h5 file."""
+        self.reads_addons = False
