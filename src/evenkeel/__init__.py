@@ -20,6 +20,8 @@ from evenkeel.layers import (
     LayerNormalization,
     PoincareNormalize,
     RMSNormalization,
+    SpectralNormalization,
+    WeightNormalization,
 )
 from evenkeel.migrate import load_model, load_weights
 
@@ -33,6 +35,8 @@ __all__ = [
     "LayerNormalization",
     "PoincareNormalize",
     "RMSNormalization",
+    "SpectralNormalization",
+    "WeightNormalization",
     "compare",
     "explain",
     "layers",

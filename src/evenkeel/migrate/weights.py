@@ -14,17 +14,16 @@ import keras
 import numpy as np
 
 from evenkeel.errors import InputError
+from evenkeel.layers import WeightNormalization
+from evenkeel.layers.wrapper import KernelWrapper
 from evenkeel.migrate.checkpoint import Checkpoint
 from evenkeel.migrate.files import Saved
 from evenkeel.migrate.hdf5 import Tree
 
 Array = np.ndarray[Any, Any]
 Pair = tuple[str, Any, Array]  # the layer's path, its variable, the value
-# Weights that TensorFlow Addons' layer of the name does not have, and their value in its stead.
-ADDED = {
-    "WeightNormalization": {"initial_g": 0.0, "initial_bias": 0.0},
-    "SpectralNormalization": {"sigma": 1.0},
-}
+# Weights that TensorFlow Addons' wrappers do not have, and the value that has no effect.
+ADDED = {"initial_g": 0.0, "initial_bias": 0.0, "sigma": 1.0}
 DROPPED = "data_dep_init/"  # in the name of a weight that is used once and saved for ever
 TREE_ROOTS = ("layers", "_layer_checkpoint_dependencies")  # the second in Keras 2.12
 
@@ -40,6 +39,8 @@ def assign(model: Any, saved: Saved) -> None:
             f"The model {model.name!r} has no weights yet: its input shape is not known. Call it on data, "
             "or build it, and then call evenkeel.load_weights(model, path)."
         )
+    for layer in wrappers(model):
+        layer.finalize_state()  # it may list its weights as Addons did, for Keras to read
     problems: list[str] = []
     if isinstance(saved.weights, Checkpoint):
         pairs = from_checkpoint(model, saved.weights, problems)
@@ -83,15 +84,21 @@ def sublayers(layer: Any) -> Iterator[tuple[str, int | None, Any]]:
                 yield name, number, one
 
 
+def wrappers(layer: Any) -> Iterator[Any]:
+    """Evenkeel's wrappers at any depth, whose weights are not quite those of Addons'."""
+    if isinstance(layer, KernelWrapper):
+        yield layer
+    for _, _, one in sublayers(layer):
+        yield from wrappers(one)
+
+
 def added_variables(layer: Any) -> Iterator[tuple[str, tuple[Any, float]]]:
     """The variables that Addons' files do not have, by their path, with their values."""
-    own = ADDED.get(type(layer).__name__, {}) if type(layer).__module__.startswith("evenkeel.") else {}
-    for name, value in own.items():
-        variable = getattr(layer, name, None)
-        if variable is not None:
-            yield variable.path, (variable, value)
-    for _, _, one in sublayers(layer):
-        yield from added_variables(one)
+    for wrapper in wrappers(layer):
+        for name, value in ADDED.items():
+            variable = getattr(wrapper, name, None)
+            if variable is not None:
+                yield variable.path, (variable, value)
 
 
 def old_variables(layer: Any) -> list[Any]:
@@ -182,12 +189,11 @@ def from_tree(model: Any, tree: Tree, problems: list[str]) -> list[Pair]:
     def visit(layer: Any, path: str, shown: str, inner_kernel: Any = None) -> None:
         seen.add(id(layer))
         arrays, variables = stored(path), own_variables(layer)
-        kind = type(layer).__name__
-        if kind in ADDED and type(layer).__module__.startswith("evenkeel."):
+        if isinstance(layer, KernelWrapper):
             # Addons' wrappers list the kernel as their own; WeightNormalization then takes it
             # from the layer that they wrap.
             inner_kernel = layer.kernel_variable()
-            if kind == "WeightNormalization":
+            if isinstance(layer, WeightNormalization):
                 variables = [layer.g, inner_kernel, layer.initialized]
             else:
                 arrays = arrays[-1:]
@@ -225,11 +231,10 @@ def from_checkpoint(model: Any, graph: Checkpoint, problems: list[str]) -> list[
 
     def visit(layer: Any, node: int, shown: str, inner_kernel: Any = None) -> None:
         seen.add(id(layer))
-        wrapper = type(layer).__name__ in ADDED and type(layer).__module__.startswith("evenkeel.")
         variables = own_variables(layer)
-        if wrapper:
+        if isinstance(layer, KernelWrapper):
             inner_kernel = layer.kernel_variable()
-            value = graph.value(graph.child(node, "v" if hasattr(layer, "v") else "w"))
+            value = graph.value(graph.child(node, "v" if isinstance(layer, WeightNormalization) else "w"))
             if value is not None:
                 pairs.append((shown, inner_kernel, value))
             else:
