@@ -7,9 +7,9 @@ Run with TensorFlow Addons 0.23.0, TensorFlow 2.15.1 (CPU), Keras 2.15.0, NumPy 
 SMALL_MODEL is the folder of a trained model with `io.npz` and `weights_by_name.npz`, of which the
 input and output of its FilterResponseNormalization and its weights go into the file too.
 
-Keys are "case/array". Every case has its inputs, weights in Keras' order (w0, w1, ...), outputs (y0,
-y1, ...), a cotangent for each output (dy0, ...) and the gradients in x and in the weights (dx, dw0,
-...) of the sum of cotangent * output. Where it was trained, t0, t1, ... are the weights after three
+Keys are "case/array". Every case has its inputs, weights in Keras' order (w0, w1, ...), outputs
+(y0, y1, ...), a cotangent for each output (dy0, ...) and the gradients in x and in the weights (dx,
+dw0, ...) of the sum of cotangent * output. Where it was trained, t0, t1, ... are the weights after three
 steps of SGD, with learning rate 0.1, on the mean squared error between y0 and `target`.
 """
 
@@ -47,7 +47,7 @@ def record(name, layer, x, train=True, mask=None):
         outputs = layer(inputs, **options)
         outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
         cotangents = [normal(*one.shape) for one in outputs]
-        total = sum(tf.reduce_sum(a * b) for a, b in zip(cotangents, outputs))
+        total = sum(tf.reduce_sum(a * b) for a, b in zip(cotangents, outputs, strict=True))
     dx, *gradients = tape.gradient(total, [inputs, *layer.weights])
     found |= {f"y{i}": one.numpy() for i, one in enumerate(outputs)}
     found |= {f"dy{i}": one for i, one in enumerate(cotangents)}
