@@ -159,7 +159,9 @@ def add_migrate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         action="store_true",
         help="run Python code that the file has in it (Lambda layers): only for files you trust",
     )
-    parser.add_argument("--backend", help="tensorflow, jax or torch (default: as Keras is configured)")
+    parser.add_argument(
+        "--backend", help="tensorflow, jax or torch (default: as Keras is configured)"
+    )
     parser.set_defaults(run=run_migrate)
 
 

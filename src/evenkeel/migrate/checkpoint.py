@@ -108,7 +108,11 @@ def read(prefix: pathlib.Path) -> Checkpoint:
                 "checkpoints; load it in Keras 2 and save it as .h5."
             )
         nodes = object_graph(string(graph, data))
-        arrays = {key: one for key, entry in entries.items() if (one := tensor(key, entry, data)) is not None}
+        arrays = {
+            key: one
+            for key, entry in entries.items()
+            if (one := tensor(key, entry, data)) is not None
+        }
     except (Broken, ValueError, IndexError, OverflowError) as error:
         raise InputError(f"{index} is not a checkpoint, or broken: {error}.") from None
     return Checkpoint(nodes, arrays)

@@ -73,18 +73,20 @@ class Conversion:
             InputError: layers that cannot be mapped, all of them; or code, in safe mode.
         """
         converted = self.layer(without_tuples(config), "")
+        sentences = []
         if self.unmapped:
-            raise InputError(
-                f"{len(self.unmapped)} parts of the model have no counterpart in Keras 3 or evenkeel: "
-                + "; ".join(self.unmapped)
-                + ". Pass custom_objects={NAME: a Keras 3 class or function} to evenkeel.load_model for "
-                "those that you have."
+            sentences.append(
+                f"Keras 3 and evenkeel have no counterpart to {'; '.join(self.unmapped)}. Pass "
+                "custom_objects={NAME: a Keras 3 class or function} to evenkeel.load_model for those that "
+                "you have."
             )
         if self.code:
-            raise InputError(
-                f"The file has Python code in {', '.join(self.code)}, which is not run unless you trust the "
-                "file and pass safe_mode=False."
+            sentences.append(
+                f"The file has Python code in {', '.join(self.code)}, which is not run unless you trust "
+                "the file and pass safe_mode=False."
             )
+        if sentences:
+            raise InputError(" ".join(sentences))
         return converted
 
     def custom(self, *names: Any) -> str | None:
@@ -92,7 +94,9 @@ class Conversion:
         for name in names:
             if not isinstance(name, str):
                 continue
-            known = name in self.custom_objects or keras.saving.get_registered_object(name) is not None
+            known = (
+                name in self.custom_objects or keras.saving.get_registered_object(name) is not None
+            )
             if known and addons.short_name(name) not in addons.CLASSES:
                 return name
         return None
@@ -154,7 +158,10 @@ class Conversion:
         converted = {}
         for key, value in config.items():
             if key not in known:
-                if key not in SILENT and value not in (None, False, 1, [], {}):
+                silent = key in SILENT or key.endswith(
+                    "_initializer"
+                )  # the weights are in the file
+                if not silent and value not in (None, False, 1, [], {}):
                     self.unmapped.append(
                         f"{path} ({row.old}: its argument {key}={value!r:.60} is not in Keras 3)"
                     )
@@ -180,14 +187,22 @@ class Conversion:
         if isinstance(value, str):
             name, config, registered = value, None, None
         elif isinstance(value, dict) and isinstance(value.get("class_name"), str):
-            name, config, registered = value["class_name"], value.get("config"), value.get("registered_name")
+            name, config, registered = (
+                value["class_name"],
+                value.get("config"),
+                value.get("registered_name"),
+            )
         else:
             raise InputError(f"{path} is not the config of an object: {value!r:.80}.")
         if custom := self.custom(registered, name):
             return custom if config is None else named(config, custom, None, custom)
         short = name.split(">")[-1] if name.startswith("Custom>") else name
         try:
-            return value if config is None and home.get(short) else named(config, *exported(home, short))
+            return (
+                value
+                if config is None and home.get(short)
+                else named(config, *exported(home, short))
+            )
         except (AttributeError, ValueError):
             self.unmapped.append(f"{path} ({registered or name})")
             return None
@@ -238,7 +253,10 @@ class Conversion:
             self.code.append(f"the Lambda layer {path}")
         if isinstance(function, list) and len(function) == 3:
             keys = ("code", "defaults", "closure")
-            config["function"] = {"class_name": "__lambda__", "config": dict(zip(keys, function, strict=True))}
+            config["function"] = {
+                "class_name": "__lambda__",
+                "config": dict(zip(keys, function, strict=True)),
+            }
         return config
 
     def sequential(self, config: Json, path: str) -> Json:
@@ -250,7 +268,10 @@ class Conversion:
             shape = inner.get("batch_input_shape") if isinstance(inner, dict) else None
             shape = shape or config.get("build_input_shape")
             if shape:
-                layers = [{"class_name": "InputLayer", "config": {"batch_input_shape": shape}}, *layers]
+                layers = [
+                    {"class_name": "InputLayer", "config": {"batch_input_shape": shape}},
+                    *layers,
+                ]
         converted = [self.layer(one, below(path, one, i)) for i, one in enumerate(layers)]
         return named({**basics(config), "layers": converted}, "Sequential", "keras")
 
@@ -330,15 +351,21 @@ def node(calls: Any, begun: Mapping[Any, bool]) -> Json:
                 return value
             history = [name, call - begun[name], output]
             tensor = {"shape": [], "dtype": "float32", "keras_history": history}
-            return named(tensor, "__keras_tensor__", "keras.src.backend.common.keras_tensor", "KerasTensor")
+            return named(
+                tensor, "__keras_tensor__", "keras.src.backend.common.keras_tensor", "KerasTensor"
+            )
         if isinstance(value, list):
             return [tensors(one) for one in value]
-        return {key: tensors(one) for key, one in value.items()} if isinstance(value, dict) else value
+        return (
+            {key: tensors(one) for key, one in value.items()} if isinstance(value, dict) else value
+        )
 
     def keywords(value: Any) -> Json:
         if is_tensor(value):
             return value[3] if len(value) == 4 and isinstance(value[3], dict) else {}
-        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        parts = (
+            value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        )
         return next((found for part in parts if (found := keywords(part))), {})
 
     extra = {key: one for key, one in keywords(calls).items() if one is not None}

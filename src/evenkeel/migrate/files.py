@@ -79,7 +79,9 @@ def read(path: str | os.PathLike[str]) -> Saved:
         return read_h5(path, data)
     if path.endswith(".keras"):
         raise InputError(
-            f"{path} is empty." if not data else f"{path} is not a zip archive, as .keras files are."
+            f"{path} is empty."
+            if not data
+            else f"{path} is not a zip archive, as .keras files are."
         )
     raise InputError(
         f"{path} is none of the files that Keras 2 saved; expected an .h5 file, a .keras file, a "
@@ -135,7 +137,9 @@ def check_archive(path: str, archive: zipfile.ZipFile, size: int) -> None:
     for member in archive.infolist():
         parts = member.filename.replace("\\", "/").split("/")
         if ".." in parts or parts[0] == "" or ":" in parts[0]:
-            raise InputError(f"{path} has a member {member.filename!r}, which leads out of its folder.")
+            raise InputError(
+                f"{path} has a member {member.filename!r}, which leads out of its folder."
+            )
     unfolded = sum(member.file_size for member in archive.infolist())
     if unfolded > SLACK + EXPANSION * size:
         raise InputError(

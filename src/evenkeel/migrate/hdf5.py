@@ -26,8 +26,12 @@ class Tree:
     def below(self, path: str) -> "Tree":
         """The tree of one group."""
         start = f"{path}/"
-        groups = {key[len(start) :]: one for key, one in self.groups.items() if key.startswith(start)}
-        arrays = {key[len(start) :]: one for key, one in self.arrays.items() if key.startswith(start)}
+        groups = {
+            key[len(start) :]: one for key, one in self.groups.items() if key.startswith(start)
+        }
+        arrays = {
+            key[len(start) :]: one for key, one in self.arrays.items() if key.startswith(start)
+        }
         return Tree({**groups, "": self.groups.get(path, {})}, arrays)
 
     def texts(self, group: str, name: str) -> list[str]:

@@ -42,7 +42,9 @@ def read(data: bytes) -> tuple[dict, list]:
             link = group.get(name, getlink=True)
             here = f"{path}/{name}" if path else name
             if not isinstance(link, h5py.HardLink):
-                raise Refused(f"has a {type(link).__name__} at {here!r}, which may lead to another file")
+                raise Refused(
+                    f"has a {type(link).__name__} at {here!r}, which may lead to another file"
+                )
             one = group[name]
             address = h5py.h5o.get_info(one.id).addr
             if address in seen:
@@ -50,7 +52,9 @@ def read(data: bytes) -> tuple[dict, list]:
             seen.add(address)
             if isinstance(one, h5py.Group):
                 visit(one, here)
-            elif isinstance(one, h5py.Dataset) and one.dtype.kind in "fiub" and one.shape is not None:
+            elif (
+                isinstance(one, h5py.Dataset) and one.dtype.kind in "fiub" and one.shape is not None
+            ):
                 if one.is_virtual or one.external:
                     raise Refused(f"keeps the data of {here!r} in another file")
                 room -= one.nbytes

@@ -113,7 +113,9 @@ def compare(old: str, model: Any, again: Any, safe_mode: bool) -> tuple[str, flo
         return f"Not compared: the model does not run on random numbers ({str(error)[:200]}).", None
     apart = verify.difference(outputs, verify.predict(again, batch))
     if not apart <= TOLERANCE:
-        raise InputError(f"The new file computes something else than the model: they differ by {apart:.1e}.")
+        raise InputError(
+            f"The new file computes something else than the model: they differ by {apart:.1e}."
+        )
     reopened = f"The new file, opened again, gives the same outputs on a random batch (within {apart:.1e})."
     if not os.path.isdir(old):
         return f"{reopened} The old file cannot run here: only a SavedModel holds a program.", None

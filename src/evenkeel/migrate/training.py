@@ -22,7 +22,15 @@ ANY_ACCURACY = ("accuracy", "acc", "crossentropy", "ce")  # compile() chooses by
 # Written by Keras 2 and of no meaning in Keras 3.
 SILENT = {"jit_compile", "is_legacy_optimizer", "fn", "decay"}
 LEGACY_SLOTS = ("m", "v", "vhat", "rms", "momentum", "mg", "accumulator", "u", "linear")
-FAILED = (ValueError, TypeError, AttributeError, KeyError, IndexError, RecursionError, OverflowError)
+FAILED = (
+    ValueError,
+    TypeError,
+    AttributeError,
+    KeyError,
+    IndexError,
+    RecursionError,
+    OverflowError,
+)
 
 
 class Compiling:
@@ -49,8 +57,10 @@ class Compiling:
         names = getattr(model, "output_names", ())  # a Sequential model has none
         arguments = {
             "loss": self.nested(settings.get("loss"), self.loss),
-            "metrics": self.nested(settings.get("metrics"), self.metric, names),
-            "weighted_metrics": self.nested(settings.get("weighted_metrics"), self.metric, names),
+            "metrics": without_none(self.nested(settings.get("metrics"), self.metric, names)),
+            "weighted_metrics": without_none(
+                self.nested(settings.get("weighted_metrics"), self.metric, names)
+            ),
             "loss_weights": settings.get("loss_weights"),
             "run_eagerly": bool(settings.get("run_eagerly")),
             "steps_per_execution": settings.get("steps_per_execution") or 1,
@@ -78,7 +88,7 @@ class Compiling:
         if isinstance(value, dict) and "class_name" not in value:
             return {key: self.nested(one, convert, names) for key, one in value.items()}
         if isinstance(value, list):
-            return [one for one in (self.nested(part, convert, names) for part in value)]
+            return [self.nested(one, convert, names) for one in value]
         return convert(value, names)
 
     def lookup(self, home: Any, data: Any) -> tuple[str, Any, Json]:
@@ -103,14 +113,18 @@ class Compiling:
         for key in set(config) - known:
             value = config.pop(key)
             if key not in SILENT and value not in (None, False):
-                self.dropped.append(f"{name}'s argument {key}={value!r:.40} was dropped: Keras 3 has none.")
+                self.dropped.append(
+                    f"{name}'s argument {key}={value!r:.40} was dropped: Keras 3 has none."
+                )
         return name, cls, config
 
     def optimizer(self, data: Any) -> Any:
         """An optimizer of Keras 3, or None."""
         if isinstance(data, str):
             data = {"class_name": data, "config": {}}
-            name = {one.lower(): one for one in dir(keras.optimizers)}.get(data["class_name"].lower())
+            name = {one.lower(): one for one in dir(keras.optimizers)}.get(
+                data["class_name"].lower()
+            )
             data["class_name"] = name or data["class_name"]
         if not isinstance(data, dict):
             self.dropped.append("The optimizer was dropped: the file does not name one.")
@@ -160,7 +174,10 @@ class Compiling:
     def loss(self, data: Any, names: Any) -> Any:
         """A loss, or None."""
         if isinstance(data, str):
-            name, cls = data, self.custom_objects.get(data) or keras.saving.get_registered_object(data)
+            name, cls = (
+                data,
+                self.custom_objects.get(data) or keras.saving.get_registered_object(data),
+            )
             try:
                 return cls or (keras.losses.get(data) and data)
             except FAILED:
@@ -190,7 +207,10 @@ class Compiling:
         if isinstance(data, str):
             if data in ANY_ACCURACY:
                 return data
-            name, cls = data, self.custom_objects.get(data) or keras.saving.get_registered_object(data)
+            name, cls = (
+                data,
+                self.custom_objects.get(data) or keras.saving.get_registered_object(data),
+            )
             try:
                 return cls or (keras.metrics.get(data) and data)
             except FAILED:
@@ -226,7 +246,10 @@ class Compiling:
         iterations, *rest = named
         rest = by_variable(rest, len(model.trainable_variables), optimizer)
         skip = {id(optimizer.iterations)}
-        if not isinstance(getattr(optimizer, "_learning_rate", None), keras.optimizers.schedules.LearningRateSchedule):
+        if not isinstance(
+            getattr(optimizer, "_learning_rate", None),
+            keras.optimizers.schedules.LearningRateSchedule,
+        ):
             skip.add(id(optimizer.learning_rate))
         wanted = [one for one in optimizer.variables if id(one) not in skip]
         if isinstance(optimizer, keras.optimizers.SGD) and not optimizer.momentum:
@@ -242,6 +265,17 @@ class Compiling:
         for variable, array in zip(wanted, rest, strict=True):
             variable.assign(array)
         return ""
+
+
+def without_none(value: Any) -> Any:
+    """Metrics without those that were dropped, in lists of outputs too."""
+    if isinstance(value, list):
+        nested = any(isinstance(one, list) for one in value)
+        kept = [without_none(one) for one in value]
+        return [one or [] for one in kept] if nested else [one for one in kept if one is not None]
+    return (
+        {key: without_none(one) for key, one in value.items()} if isinstance(value, dict) else value
+    )
 
 
 def stored_state(saved: Saved) -> tuple[list[tuple[str, Array]], Array | None]:

@@ -20,7 +20,9 @@ STATEFUL = re.compile(
     r"(Truncated|Standard)?Random\w+|Multinomial|Stack\w*V2|Stateful\w*Normal\w*|Stateful\w*Uniform\w*)"
 )
 # ... and none of these, which read or write files, run Python, or load more.
-REFUSED = re.compile(r"File|Save|Restore|Checkpoint|ImmutableConst|Dataset|PyFunc|Reader|Iterator|Print|Summary")
+REFUSED = re.compile(
+    r"File|Save|Restore|Checkpoint|ImmutableConst|Dataset|PyFunc|Reader|Iterator|Print|Summary"
+)
 
 
 def random_batch(model: Any) -> list[Array]:
@@ -55,7 +57,9 @@ def difference(old: list[Array], new: list[Array]) -> float:
     """The largest |old - new| / max(1, |old|)."""
     if [one.shape for one in old] != [one.shape for one in new]:
         shapes = [one.shape for one in old], [one.shape for one in new]
-        raise InputError(f"The old model's outputs have the shapes {shapes[0]}, the new one's {shapes[1]}.")
+        raise InputError(
+            f"The old model's outputs have the shapes {shapes[0]}, the new one's {shapes[1]}."
+        )
     wide = [(a.astype("float64"), b.astype("float64")) for a, b in zip(old, new, strict=True)]
     errors = [np.max(np.abs(a - b) / np.maximum(1, np.abs(a)), initial=0.0) for a, b in wide]
     return float(np.max(errors))
@@ -120,8 +124,10 @@ def unsafe(folder: pathlib.Path) -> str:
                     called.add(node.op)
                     continue
                 known = op_def_registry.get(node.op)
-                if REFUSED.search(node.op) or not known or (
-                    known.is_stateful and not STATEFUL.fullmatch(node.op)
+                if (
+                    REFUSED.search(node.op)
+                    or not known
+                    or (known.is_stateful and not STATEFUL.fullmatch(node.op))
                 ):
                     bad[name] = node.op
         for node in graph.object_graph_def.nodes:

@@ -78,7 +78,9 @@ def sublayers(layer: Any) -> Iterator[tuple[str, int | None, Any]]:
     for name, value in sorted(vars(layer).items()):
         if name.startswith("_") and not isinstance(value, keras.Layer):
             continue
-        for number, one in enumerate(value) if isinstance(value, (list, tuple)) else ((None, value),):
+        for number, one in (
+            enumerate(value) if isinstance(value, (list, tuple)) else ((None, value),)
+        ):
             if isinstance(one, keras.Layer) and id(one) not in seen:
                 seen.add(id(one))
                 yield name, number, one
@@ -150,7 +152,9 @@ def from_list(model: Any, tree: Tree, problems: list[str]) -> list[Pair]:
     pairs: list[Pair] = []
     for (layer, variables), arrays in zip(wanted, chosen, strict=True):
         if len(arrays) != len(variables):
-            problems.append(f"{layer.name}: it has {len(variables)} weights, in the file {len(arrays)}")
+            problems.append(
+                f"{layer.name}: it has {len(variables)} weights, in the file {len(arrays)}"
+            )
             continue
         theirs, ours = [name for name, _ in arrays], [one.name for one in variables]
         if theirs != ours and sorted(theirs) == sorted(ours) and len(set(ours)) == len(ours):
@@ -184,7 +188,9 @@ def from_tree(model: Any, tree: Tree, problems: list[str]) -> list[Pair]:
         if len(arrays) != len(variables):
             problems.append(f"{shown}: it has {len(variables)} weights, in the file {len(arrays)}")
             return
-        pairs.extend((shown, variable, array) for variable, array in zip(variables, arrays, strict=True))
+        pairs.extend(
+            (shown, variable, array) for variable, array in zip(variables, arrays, strict=True)
+        )
 
     def visit(layer: Any, path: str, shown: str, inner_kernel: Any = None) -> None:
         seen.add(id(layer))
@@ -234,17 +240,26 @@ def from_checkpoint(model: Any, graph: Checkpoint, problems: list[str]) -> list[
         variables = own_variables(layer)
         if isinstance(layer, KernelWrapper):
             inner_kernel = layer.kernel_variable()
-            value = graph.value(graph.child(node, "v" if isinstance(layer, WeightNormalization) else "w"))
+            value = graph.value(
+                graph.child(node, "v" if isinstance(layer, WeightNormalization) else "w")
+            )
             if value is not None:
                 pairs.append((shown, inner_kernel, value))
             else:
                 inner_kernel = None
-        for variable in variables:
-            if variable is inner_kernel:
-                continue
-            names = (variable.name, f"_{variable.name}")
-            values = [graph.value(graph.child(node, name)) for name in names]
-            value = next((one for one in values if one is not None), None)
+        wanted = [one for one in variables if one is not inner_kernel]
+        values = {name: graph.value(graph.child(node, name)) for name in graph.nodes[node].children}
+        used = {one.name for one in wanted}
+        for variable in wanted:
+            value = values.get(variable.name)
+            if value is None:  # a variable that Keras 3 calls otherwise
+                shape = tuple(variable.shape)
+                others = {
+                    graph.child(node, name): one
+                    for name, one in values.items()
+                    if name not in used and one is not None and one.shape == shape
+                }
+                value = next(iter(others.values())) if len(others) == 1 else None
             if value is None:
                 problems.append(f"{shown or layer.name}: {variable.name} is not in the checkpoint")
             else:

@@ -24,7 +24,14 @@ import tensorflow_addons as tfa
 
 HERE = pathlib.Path(__file__).parent
 layers, keras = tf.keras.layers, tf.keras
-EVERYTHING = ("model.h5", "model.keras", "weights.h5", "model.weights.h5", "saved_model", "checkpoint")
+EVERYTHING = (
+    "model.h5",
+    "model.keras",
+    "weights.h5",
+    "model.weights.h5",
+    "saved_model",
+    "checkpoint",
+)
 FILES = EVERYTHING[:4]
 
 
@@ -42,7 +49,10 @@ def branches():
     x = layers.Conv2D(6, 3, padding="same", activation="relu")(inputs)
     a = tfa.layers.GroupNormalization(groups=3)(x)
     b = tfa.layers.InstanceNormalization(
-        center=True, scale=True, beta_initializer="random_uniform", gamma_initializer="random_uniform"
+        center=True,
+        scale=True,
+        beta_initializer="random_uniform",
+        gamma_initializer="random_uniform",
     )(x)
     c = tfa.layers.FilterResponseNormalization()(x)
     x = layers.Concatenate()([layers.Add()([a, b]), c])
@@ -146,18 +156,50 @@ def arguments():
 
 
 def addons_optimizer():
-    """An optimizer and a loss that only Addons has."""
+    """An optimizer that only Addons has."""
     model = keras.Sequential(
         [image(), tfa.layers.GroupNormalization(groups=3), layers.GlobalAveragePooling2D()]
         + [layers.Dense(3, "sigmoid")]
     )
     optimizer = tfa.optimizers.Lookahead(tfa.optimizers.RectifiedAdam(0.01))
-    model.compile(optimizer, tfa.losses.SigmoidFocalCrossEntropy(), metrics=["accuracy"])
+    model.compile(optimizer, "binary_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def addons_loss():
+    """A loss and a metric that only Addons has; and no input shape before the first call."""
+    model = keras.Sequential(
+        [
+            layers.Flatten(),
+            layers.Dense(4),
+            tfa.layers.GroupNormalization(groups=2),
+            layers.Dense(3),
+        ]
+    )
+    loss = tfa.losses.SigmoidFocalCrossEntropy(from_logits=True)
+    model.compile("adam", loss, metrics=["mae", tfa.metrics.HammingLoss("multiclass")])
+    model(np.zeros((1, 5, 5, 6), "float32"))
+    return model
+
+
+def keras_layers():
+    """Keras' own layers whose config changed in Keras 3, and those with a name that Addons has too."""
+    inputs = keras.Input((6, 6, 4))
+    x = layers.DepthwiseConv2D(3, depth_multiplier=2)(inputs)
+    x = layers.SeparableConv2D(6, 3, activation=tf.nn.relu)(x)
+    x = layers.GroupNormalization(groups=2)(x)
+    x = tfa.layers.GroupNormalization(groups=3)(x)
+    x = layers.LayerNormalization(axis=[-1])(layers.Reshape((4, 6))(x))
+    attention = layers.MultiHeadAttention(2, 3)
+    x = layers.Add()([x, attention(x, value=x)])
+    x = layers.Dense(6, activation=tfa.activations.mish)(x)
+    model = keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
+    model.compile(keras.optimizers.Adagrad(0.01), "mse")
     return model
 
 
 def legacy_optimizer():
-    """The optimizer that Keras 2.11 kept as `legacy`, and Addons' AdamW on a second model inside."""
+    """The optimizer that Keras 2.11 kept as `legacy`."""
     model = keras.Sequential(
         [image(), tfa.layers.InstanceNormalization(), layers.GlobalAveragePooling2D()]
         + [layers.Dense(3, activation="softmax")]
@@ -187,7 +229,9 @@ def spectral_normalized():
     """SpectralNormalization of a convolution and an embedding."""
     inputs = keras.Input((7,))
     x = tfa.layers.SpectralNormalization(layers.Embedding(9, 6))(inputs)
-    x = tfa.layers.SpectralNormalization(layers.Conv1D(4, 3, activation="relu"), power_iterations=2)(x)
+    x = tfa.layers.SpectralNormalization(
+        layers.Conv1D(4, 3, activation="relu"), power_iterations=2
+    )(x)
     model = keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
     model.compile("adam", "mse")
     return model
@@ -267,7 +311,9 @@ class Shift(layers.Layer):
 
 def custom():
     """Layers that neither Keras 3 nor evenkeel has, at three places."""
-    inner = keras.Sequential([keras.Input((5, 5, 6)), Shift(2.0, name="shift_inside")], name="inner")
+    inner = keras.Sequential(
+        [keras.Input((5, 5, 6)), Shift(2.0, name="shift_inside")], name="inner"
+    )
     inputs = image()
     x = layers.TimeDistributed(Shift(name="shift_wrapped"), name="timed")(inner(inputs))
     x = tfa.layers.Maxout(3, name="maxout")(tfa.layers.GroupNormalization(groups=2)(x))
@@ -292,27 +338,34 @@ def mixed():
     return model
 
 
+NORMALIZATIONS = (
+    tfa.layers.GroupNormalization,
+    tfa.layers.InstanceNormalization,
+    tfa.layers.FilterResponseNormalization,
+)
 MODELS = {
     branches: EVERYTHING,
     nested: EVERYTHING,
     wrappers: (*FILES, "checkpoint"),
     channels_first: FILES,
     arguments: FILES,
-    addons_optimizer: (*FILES, "saved_model"),
-    legacy_optimizer: (*FILES, "checkpoint"),
+    addons_optimizer: (*FILES[:2], "saved_model"),
+    addons_loss: FILES[:2],
+    keras_layers: (*FILES, "checkpoint"),
+    legacy_optimizer: (*FILES[:2], "checkpoint"),
     weight_normalized: EVERYTHING,
     spectral_normalized: EVERYTHING,
     learned_epsilon: EVERYTHING,
     recurrent: (*FILES, "checkpoint"),
     masked: FILES,
-    lambdas: (*FILES[:2], "saved_model"),
-    custom: (*FILES[:2], "saved_model"),
+    lambdas: FILES[:2],
+    custom: FILES[:2],
     mixed: FILES[:2],
 }
 
 
 def random_input(model, rng):
-    shape = (8, *model.input_shape[1:])
+    shape = (4, *model.input_shape[1:])
     if any(isinstance(layer, layers.Embedding) for layer in model._flatten_layers()):
         x = rng.integers(1, 9, shape).astype("float32")
         x[:, -2:] = 0
@@ -327,14 +380,16 @@ def make(build, formats):
     model = build()
     x = random_input(model, rng)
     outputs = model.outputs
-    targets = [keras.utils.to_categorical(np.arange(8) % one.shape[-1], one.shape[-1]) for one in outputs]
+    targets = [
+        keras.utils.to_categorical(np.arange(4) % one.shape[-1], one.shape[-1]) for one in outputs
+    ]
     target = targets if len(targets) > 1 else targets[0]
     for _ in range(3):
         model.train_on_batch(x, target)
     stored = {"x": x}
     stored |= {f"y{i}": y for i, y in enumerate(aslist(model.predict(x, verbose=0)))}
     stored |= {f"target{i}": y for i, y in enumerate(targets)}
-    norms = [one for one in model.layers if "Norm" in type(one).__name__ and "Batch" not in type(one).__name__]
+    norms = [one for one in model.layers if isinstance(one, NORMALIZATIONS)]
     for layer in norms:
         both = keras.Model(model.inputs, [layer.input, layer.output])
         taken = both.predict(x, verbose=0)
@@ -359,7 +414,9 @@ def make(build, formats):
         model.train_on_batch(x, target)
         stored |= {f"next{i}": y for i, y in enumerate(aslist(model.predict(x, verbose=0)))}
         np.savez(folder / "io.npz", **stored)
-        with zipfile.ZipFile(HERE / f"{build.__name__}.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=9) as z:
+        with zipfile.ZipFile(
+            HERE / f"{build.__name__}.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=9
+        ) as z:
             for path in sorted(folder.rglob("*")):
                 if path.is_file():
                     z.write(path, path.relative_to(folder))
