@@ -69,6 +69,7 @@ def load_weights(model: Any, path: str | os.PathLike[str]) -> None:
         InputError: the file is missing or broken, or its weights do not fit; the message names
             which.
     """
+    weights.check_built(model)
     weights.assign(model, files.read(path))
 
 

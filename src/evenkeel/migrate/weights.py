@@ -34,11 +34,7 @@ def assign(model: Any, saved: Saved) -> None:
     Raises:
         InputError: some do not fit; all are named, and none is assigned.
     """
-    if not model.built:
-        raise InputError(
-            f"The model {model.name!r} has no weights yet: its input shape is not known. Call it on data, "
-            "or build it, and then call evenkeel.load_weights(model, path)."
-        )
+    check_built(model)
     for layer in wrappers(model):
         layer.finalize_state()  # it may list its weights as Addons did, for Keras to read
     problems: list[str] = []
@@ -69,13 +65,23 @@ def assign(model: Any, saved: Saved) -> None:
         variable.assign(np.full(variable.shape, value))
 
 
+def check_built(model: Any) -> None:
+    """Refuse a model that has no weights yet."""
+    if not model.built:
+        raise InputError(
+            f"The model {model.name!r} has no weights yet: its input shape is not known. Call it on data, "
+            "or build it, and then call evenkeel.load_weights(model, path)."
+        )
+
+
 def sublayers(layer: Any) -> Iterator[tuple[str, int | None, Any]]:
     """A layer's own layers: the attribute that has it, its place if that is a list, and it."""
     if isinstance(layer, keras.Model):
         yield from (("layers", number, one) for number, one in enumerate(layer.layers))
         return
     seen = set()
-    for name, value in sorted(vars(layer).items()):
+    for name in dir(layer):  # not vars: a PyTorch module keeps its layers elsewhere
+        value = None if hasattr(type(layer), name) else getattr(layer, name)
         if name.startswith("_") and not isinstance(value, keras.Layer):
             continue
         for number, one in (
