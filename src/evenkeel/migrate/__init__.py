@@ -21,6 +21,9 @@ from evenkeel.migrate.training import Compiling
 
 __all__ = ["load_model", "load_weights", "migrate"]
 
+# What Python says of a config that has another kind of value somewhere, or is nested too deeply.
+MALFORMED = (TypeError, ValueError, LookupError, AttributeError, RecursionError, OverflowError)
+
 addons.register()
 
 
@@ -89,7 +92,15 @@ def load(
             "evenkeel.load_weights(model, path)."
         )
     conversion = Conversion(custom_objects, safe_mode)
-    config = conversion.model(saved.config)
+    try:
+        config = conversion.model(saved.config)
+    except InputError:
+        raise
+    except MALFORMED as error:
+        raise InputError(
+            f"The config in {saved.path} is not as Keras 2 writes one: {type(error).__name__}: {error}"
+        ) from error
+    check_sizes(conversion, saved)
     compiling = Compiling(custom_objects)
     with keras.saving.custom_object_scope(dict(custom_objects or {})):
         model = build(config, saved, safe_mode)
@@ -97,6 +108,21 @@ def load(
         if compile:
             compiling.compile(model, saved)
     return model, conversion.rows, compiling.dropped
+
+
+def check_sizes(conversion: Conversion, saved: files.Saved) -> None:
+    """Refuse layers larger than any array in the file, before Keras makes room for them.
+
+    Raises:
+        InputError: a layer is.
+    """
+    longest = max((max(one.shape, default=0) for one in saved.weights.arrays.values()), default=0)
+    for path, size in conversion.sizes:
+        if size > longest:
+            raise InputError(
+                f"The config in {saved.path} says {path}={size}, but no array in the file is that long "
+                f"(the longest has {longest}): it is broken, or made to fill the memory."
+            )
 
 
 def build(config: dict[str, Any], saved: files.Saved, safe_mode: bool) -> Any:

@@ -33,6 +33,18 @@ SILENT = {
 # Of every layer. Whatever else a class takes is in its signature.
 COMMON = {"name", "trainable", "dtype", "activity_regularizer"}
 ACTIVATION_KEYS = ("activation", "recurrent_activation")
+# A dimension of one of the layer's weights, at the least.
+SIZE_KEYS = (
+    "units",
+    "filters",
+    "kernel_size",
+    "depth_multiplier",
+    "input_dim",
+    "output_dim",
+    "num_heads",
+    "key_dim",
+    "value_dim",
+)
 LAYER_KEYS = ("layer", "cell", "cells", "backward_layer", "forward_layer")
 KINDS = {
     "initializer": keras.initializers,
@@ -65,6 +77,7 @@ class Conversion:
         self.rows: list[Row] = []
         self.unmapped: list[str] = []
         self.code: list[str] = []
+        self.sizes: list[tuple[str, int]] = []
 
     def model(self, config: Json) -> Json:
         """The whole model's config as Keras 3 writes it.
@@ -157,6 +170,9 @@ class Conversion:
         known = COMMON | addons.arguments(cls)
         converted = {}
         for key, value in config.items():
+            for size in value if isinstance(value, list) else [value]:
+                if key in SIZE_KEYS and isinstance(size, (int, float)):
+                    self.sizes.append((f"{path}.{key}", int(min(size, 1e18))))
             if key not in known:
                 silent = key in SILENT or key.endswith(
                     "_initializer"

@@ -48,7 +48,15 @@ class Compiling:
         """Compile the model, and give the optimizer its state."""
         if saved.training is None:
             return
-        settings = saved.training
+        try:
+            self.compile_as(model, saved, saved.training)
+        except FAILED as error:
+            self.dropped.append(
+                f"The compile settings were dropped: they are not as Keras 2 writes them ({error})."
+            )
+
+    def compile_as(self, model: Any, saved: Saved, settings: Json) -> None:
+        """Compile the model as these settings say."""
         optimizer = self.optimizer(settings.get("optimizer_config", settings.get("optimizer")))
         if optimizer is None:
             self.dropped[-1] += (
