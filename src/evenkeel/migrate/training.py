@@ -79,11 +79,9 @@ class Compiling:
         except FAILED as error:
             self.dropped.append(f"The compile settings were dropped, since Keras 3 says: {error}")
             return
-        if optimizer is None:
-            return
         try:
-            model.optimizer.build(model.trainable_variables)
-            problem = self.state(model, saved)
+            model.optimizer.build(model.trainable_variables)  # else a file of it does not open
+            problem = "" if optimizer is None else self.state(model, saved)
         except FAILED as error:
             problem = f"it does not fit: {error}"
         if problem:
