@@ -20,7 +20,10 @@ from evenkeel.layers import (
     LayerNormalization,
     PoincareNormalize,
     RMSNormalization,
+    SpectralNormalization,
+    WeightNormalization,
 )
+from evenkeel.migrate import load_model, load_weights
 
 __version__ = "0.1.0"
 
@@ -32,9 +35,13 @@ __all__ = [
     "LayerNormalization",
     "PoincareNormalize",
     "RMSNormalization",
+    "SpectralNormalization",
+    "WeightNormalization",
     "compare",
     "explain",
     "layers",
+    "load_model",
+    "load_weights",
     "ops",
     "rnn",
     "show_config",
