@@ -1,8 +1,11 @@
 """Run the suite once per backend, each in its own process, and end with a summary line.
 
+Two backends run at a time: tests keep one core busy, hardly more.
+
 Usage: python tests/run.py BACKEND... [-- PYTEST OPTIONS]
 """
 
+import concurrent.futures
 import importlib.util
 import os
 import pathlib
@@ -14,8 +17,9 @@ import time
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def run(backend: str, options: list[str]) -> tuple[bool, str]:
-    """Run pytest under one backend; return whether it passed, and its last line."""
+def run(backend: str, options: list[str]) -> tuple[bool, str, float]:
+    """Run pytest under one backend; return whether it passed, its last line, and the seconds."""
+    start = time.monotonic()
     environment = os.environ | {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "2"}
     command = [sys.executable, "-m", "pytest", *options]
     process = subprocess.Popen(
@@ -24,9 +28,9 @@ def run(backend: str, options: list[str]) -> tuple[bool, str]:
     last = ""
     for line in process.stdout:
         text = line.decode(errors="replace")
-        print(text, end="", flush=True)
+        print(f"{backend:<10} | {text}", end="", flush=True)
         last = text.strip(" =\n") or last
-    return process.wait() == 0, last
+    return process.wait() == 0, last, time.monotonic() - start
 
 
 def main(arguments: list[str]) -> int:
@@ -35,18 +39,18 @@ def main(arguments: list[str]) -> int:
     backends, options = arguments[:split], arguments[split + 1 :]
     counts = {"passed": 0, "failed": 0, "skipped": 0}
     lines, good = [], True
+    installed = [backend for backend in backends if importlib.util.find_spec(backend) is not None]
     for backend in backends:
-        if importlib.util.find_spec(backend) is None:
+        if backend not in installed:
             lines.append(f"{backend}: not installed, not tested")
-            continue
-        start = time.monotonic()
-        print(f"--- {backend}", flush=True)
-        passed, last = run(backend, options)
+    with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
+        results = list(pool.map(lambda backend: run(backend, options), installed))
+    for backend, (passed, last, seconds) in zip(installed, results, strict=True):
         good &= passed
         for name in counts:
             counts[name] += sum(int(n) for n in re.findall(rf"(\d+) {name}", last))
         counts["failed"] += sum(int(n) for n in re.findall(r"(\d+) error", last))
-        lines.append(f"{backend}: {last} [{time.monotonic() - start:.0f} s in all]")
+        lines.append(f"{backend}: {last} [{seconds:.0f} s in all]")
     print("\n" + "\n".join(lines))
     # A run that breaks off before pytest counts anything is a failure too.
     counts["failed"] += int(not good and counts["failed"] == 0)
