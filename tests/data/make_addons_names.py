@@ -9,7 +9,8 @@ import pathlib
 
 import tensorflow_addons as tfa
 
-PARTS = "activations callbacks image layers losses metrics optimizers rnn seq2seq text".split()
+PARTS = ("activations", "callbacks", "image", "layers", "losses", "metrics", "optimizers", "rnn")
+PARTS += ("seq2seq", "text")
 names = {
     part: sorted(
         name

@@ -112,7 +112,7 @@ def _rewrite(path: pathlib.Path, source: bytes) -> "Rewritten":
     except notebook.NotebookError as error:
         raise InputError(f"{str(path)!r} was left as it is: {error}.") from None
     except Exception as error:  # LibCST raises its own, and others on odd files
-        reason = rewrite.complaint(source, error)
+        reason = rewrite.complaint(error)
         raise InputError(f"{str(path)!r} was left as it is: {reason}.") from None
 
 

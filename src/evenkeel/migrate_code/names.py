@@ -123,7 +123,9 @@ REPLACEMENTS = {
     "layers.Sparsemax": Replacement(
         "keras.activations.sparsemax", 'or keras.layers.Activation("sparsemax")'
     ),
-    "layers.SpatialPyramidPooling2D": Replacement("keras.layers.AdaptiveAveragePooling2D", _PYRAMID),
+    "layers.SpatialPyramidPooling2D": Replacement(
+        "keras.layers.AdaptiveAveragePooling2D", _PYRAMID
+    ),
     "layers.StochasticDepth": Replacement(
         "keras.layers.Dropout",
         "on the residual branch, noise_shape=(None, 1, 1, 1): drops it for each sample by "

@@ -5,9 +5,7 @@ import json
 import re
 from typing import Any
 
-import libcst as cst
-
-from evenkeel.migrate_code.rewrite import Rewritten, complaint
+from evenkeel.migrate_code.rewrite import Rewritten, check, complaint
 from evenkeel.migrate_code.rewrite import rewrite as rewrite_module
 
 # %time, !pip, ?help and help?, also as x = !ls; not the % of Python, which begins no line.
@@ -61,27 +59,28 @@ def _hide(text: str, hidden: list[str], number: int) -> str:
     """The cell as Python code: its magics put into `hidden`, with a line in the place of each."""
     lines = text.split("\n")
     whole = lines[0].startswith("%%") and not PYTHON_CELLS.match(lines[0])
-    result, continued = [], False
+    result, indent, continued = [], "", False
     for line in lines:
         if whole or continued or MAGIC.match(line):
+            if not whole and not continued:
+                indent = line[: len(line) - len(line.lstrip())]
             continued = line.endswith("\\")
-            indent = "" if whole else line[: len(line) - len(line.lstrip())]
             result.append(indent + HIDDEN.format(len(hidden)))
-            hidden.append(line[len(indent) :])
+            hidden.append(line)
         else:
             result.append(line)
     code = "\n".join(result)
     try:
-        cst.parse_module(code)
-    except cst.ParserSyntaxError as error:
-        reason = complaint(code.encode(), error)
-        raise NotebookError(f"code cell {number}, {reason}") from None
+        check(code.encode())
+    except Exception as error:
+        raise NotebookError(f"code cell {number}, {complaint(error)}") from None
     return code
 
 
 def _show(text: str, hidden: list[str]) -> str:
-    pattern = re.escape(HIDDEN).replace(r"\{\}", "([0-9]+)")
-    return re.sub(pattern, lambda found: hidden[int(found[1])], text)
+    """The cell with its magics where they were."""
+    pattern = rf"^[ \t]*{HIDDEN.format('([0-9]+)')}$"
+    return re.sub(pattern, lambda found: hidden[int(found[1])], text, flags=re.M)
 
 
 def _dump(notebook: Any, source: bytes) -> bytes:
