@@ -23,14 +23,20 @@ class Case:
 
     @property
     def centered(self) -> bool:
+        return self.function not in ("filter_response", "rms")
+
+    @property
+    def has_beta(self) -> bool:
         return self.function != "rms"
 
     @property
     def view(self) -> View:
-        options = {"groups": -1} if self.function == "instance" else {}
-        if self.function == "group":
-            options["groups"] = 32
-        return ops.build_view(self.shape, **{"axis": -1, **options, **self.options})
+        defaults = {
+            "filter_response": {"axis": (1, 2), "per_channel": True},
+            "group": {"groups": 32},
+            "instance": {"groups": -1},
+        }.get(self.function, {})
+        return ops.build_view(self.shape, **{"axis": -1, **defaults, **self.options})
 
     @property
     def parameter_shape(self) -> tuple[int, ...]:
@@ -40,7 +46,7 @@ class Case:
     def call(self, x: Any, gamma: Any, beta: Any, mask: Any = None, **more: Any) -> Any:
         """Compute the case with `evenkeel.ops`; RMS normalization takes no beta."""
         function = getattr(ops, f"{self.function}_normalization")
-        parameters = (gamma, beta) if self.centered else (gamma,)
+        parameters = (gamma, beta) if self.has_beta else (gamma,)
         return function(x, *parameters, epsilon=EPSILON, mask=mask, **self.options, **more)
 
     def make_mask(self, rng: np.random.Generator) -> np.ndarray | None:
@@ -112,4 +118,10 @@ CASES = [
     Case("rms, width 1", "rms", (9, 1)),
     Case("rms, per sample", "rms", (4, 5, 24), {}, None, True),
     Case("rms, masked elements", "rms", (4, 6, 16), {}, "elements"),
+    Case("filter response", "filter_response", (3, 14, 13, 5)),
+    Case("filter response first", "filter_response", (3, 5, 14, 13), {"axis": [2, 3]}),
+    Case("filter response middle", "filter_response", (2, 5, 6, 7), {"axis": (-1, 1)}),
+    Case("filter response, rank 2", "filter_response", (5, 7), {"axis": []}),
+    Case("filter response, per sample", "filter_response", (3, 9, 4), {"axis": 1}, None, True),
+    Case("filter response, masked steps", "filter_response", (4, 9, 6), {"axis": 1}, "steps"),
 ]

@@ -28,7 +28,7 @@ class Expected:
         self.view = case.view
         self.x = np.asarray(x).astype(wide)
         self.gamma = np.asarray(gamma).astype(wide)
-        self.beta = np.asarray(beta).astype(wide) if case.centered else None
+        self.beta = np.asarray(beta).astype(wide) if case.has_beta else None
         if mask is not None:
             mask = mask.reshape(mask.shape + (1,) * (self.x.ndim - mask.ndim))
             mask = np.broadcast_to(mask, self.x.shape)

@@ -62,6 +62,13 @@ def parameters(kind, shape, rng):
 def test_signatures():
     common = {"epsilon": 1e-3, "mask": None, "implementation": None}
     wanted = {
+        "filter_response_normalization": {
+            "gamma": None,
+            "beta": None,
+            "axis": (1, 2),
+            **common,
+            "epsilon": 1e-6,
+        },
         "group_normalization": {"gamma": None, "beta": None, "groups": 32, "axis": -1, **common},
         "instance_normalization": {"gamma": None, "beta": None, "axis": -1, **common},
         "layer_normalization": {"gamma": None, "beta": None, "axis": -1, **common},

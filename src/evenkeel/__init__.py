@@ -2,33 +2,41 @@
 
     y = gamma * (x - mean) / sqrt(variance + epsilon) + beta
 
-Layers are in `evenkeel.layers` (and here), functions in `evenkeel.ops`. `evenkeel.explain` shows
-which elements share a mean; `evenkeel.compare` measures which normalization suits some data.
+Layers are in `evenkeel.layers` (and here), functions in `evenkeel.ops`, recurrent cells in
+`evenkeel.rnn`. `evenkeel.explain` shows which elements share a mean; `evenkeel.compare` measures
+which normalization suits some data.
 """
 
-from evenkeel import layers, ops
+from evenkeel import layers, ops, rnn
 from evenkeel.config import show_config
 from evenkeel.experiment import compare
 from evenkeel.explanation import explain
 from evenkeel.implementation import use_implementation
 from evenkeel.layers import (
+    TLU,
+    FilterResponseNormalization,
     GroupNormalization,
     InstanceNormalization,
     LayerNormalization,
+    PoincareNormalize,
     RMSNormalization,
 )
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "TLU",
+    "FilterResponseNormalization",
     "GroupNormalization",
     "InstanceNormalization",
     "LayerNormalization",
+    "PoincareNormalize",
     "RMSNormalization",
     "compare",
     "explain",
     "layers",
     "ops",
+    "rnn",
     "show_config",
     "use_implementation",
 ]

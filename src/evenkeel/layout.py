@@ -97,8 +97,8 @@ class Layout:
     @property
     def first_sum_is_short(self) -> bool:
         """Whether the first of the sums adds so few squares that it cannot overflow."""
-        length = self.axes[self.reduced[0]].length
-        return isinstance(length, int) and length <= SHORT_SUM
+        lengths = [self.axes[i].length for i in self.reduced[:1]]
+        return all(isinstance(length, int) and length <= SHORT_SUM for length in lengths)
 
     def arrange(self, t: Tensor) -> Tensor:
         """Turn a tensor of the input's shape into the working array; padding is 0 or False."""

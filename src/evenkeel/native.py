@@ -47,13 +47,15 @@ def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def unsupported(
-    x: Any, gamma: Any, beta: Any, view: View, *, epsilon: float, centered: bool, mask: Any
+    x: Any, gamma: Any, beta: Any, view: View, *, epsilon: Any, centered: bool, mask: Any
 ) -> str | None:
     """Why the kernels cannot compute this call, or None if they can."""
     if KERNELS is None:
         return UNAVAILABLE
     if mask is not None:
         return "mask: the native kernels take none"
+    if not isinstance(epsilon, (int, float)):
+        return "epsilon is learned: the native kernels take a number"
     return KERNELS.unsupported(x, gamma, beta, view)  # type: ignore[no-any-return]
 
 

@@ -19,9 +19,17 @@ from keras import backend
 from evenkeel import native
 from evenkeel.implementation import check as check_implementation
 from evenkeel.implementation import choose
-from evenkeel.view import View, axes_view, canonical_axes, check_groups, group_view
+from evenkeel.view import (
+    View,
+    axes_view,
+    canonical_axes,
+    channel_view,
+    check_groups,
+    group_view,
+)
 
 __all__ = [
+    "filter_response_normalization",
     "group_normalization",
     "instance_normalization",
     "layer_normalization",
@@ -29,6 +37,9 @@ __all__ = [
 ]
 
 Tensor = Any
+
+# Their statistic is the root mean square; the others subtract the mean.
+UNCENTERED = ("filter_response_normalization", "rms_normalization")
 
 
 def group_normalization(
@@ -144,6 +155,41 @@ def rms_normalization(
     return _apply("rms_normalization", x, gamma, None, mask, implementation, options)
 
 
+def filter_response_normalization(
+    x: Tensor,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    *,
+    axis: int | Sequence[int] = (1, 2),
+    epsilon: float = 1e-6,
+    mask: Tensor | None = None,
+    implementation: str | None = None,
+) -> Tensor:
+    """Divide each channel of each sample by its root mean square (arXiv:1911.09737).
+
+    After Singh and Krishnan, 2019: y = gamma * x / sqrt(mean(x**2) + epsilon) + beta.
+
+    Args:
+        x: float tensor (N, ...), rank 2 or more.
+        gamma: scale, (C,), or (N, C) with one row per sample; None is one.
+        beta: offset, shaped like gamma; None is zero.
+        axis: the axis or axes over which the mean is taken: all but the batch axis 0 and the
+            channel axis, which is the one that is left. [1, 2] for (N, H, W, C), [2, 3] for
+            (N, C, H, W), 1 for (N, T, C), [] for (N, C).
+        epsilon: added to the mean square, in units of x squared; not negative.
+        mask: as in `group_normalization`.
+        implementation: None, "plain" or "native"; see `evenkeel.use_implementation`.
+
+    Returns:
+        A tensor of x's shape and dtype, computed as in `group_normalization`.
+
+    Raises:
+        ValueError, TypeError, NotImplementedError: as `group_normalization`.
+    """
+    options = {"axis": axis, "per_channel": True, "epsilon": check_epsilon(epsilon)}
+    return _apply("filter_response_normalization", x, gamma, beta, mask, implementation, options)
+
+
 def check_single_axis(axis: Any) -> int:
     """Return axis as a plain integer, or raise TypeError if it is not one integer."""
     try:
@@ -187,14 +233,23 @@ def check_float64(requested: Any, given: Any) -> None:
 
 
 def build_view(
-    shape: Sequence[int | None], *, axis: int | Sequence[int], groups: int | None = None
+    shape: Sequence[int | None],
+    *,
+    axis: int | Sequence[int],
+    groups: int | None = None,
+    per_channel: bool = False,
 ) -> View:
     """The view for an input of this shape: grouped channels, or whole axes where groups is None.
 
+    With `per_channel` the axes leave one for the channels, along which gamma and beta vary.
+
     Raises:
-        ValueError: an axis does not exist or is the batch axis, or groups do not divide.
+        ValueError: an axis does not exist or is the batch axis, or groups do not divide, or the
+            axes leave no axis, or several, for the channels.
     """
     rank = len(shape)
+    if per_channel:
+        return channel_view(rank, axis)
     axes = canonical_axes(axis, rank)
     if groups is None:
         return axes_view(rank, axes)
@@ -228,7 +283,7 @@ def _apply(
         gamma,
         beta,
         mask,
-        centered=function != "rms_normalization",
+        centered=function not in UNCENTERED,
         implementation=implementation,
         **options,
     )
@@ -242,15 +297,16 @@ def normalize(
     *,
     centered: bool,
     implementation: str | None,
-    epsilon: float,
+    epsilon: float | Tensor,
     axis: int | Sequence[int],
     groups: int | None = None,
+    per_channel: bool = False,
 ) -> Tensor:
     """Convert and check the tensors, build the view, choose an implementation and call it."""
     x, mask = _convert("x", x), _convert("mask", mask)
     gamma, beta = _convert("gamma", gamma), _convert("beta", beta)
     shapes = [None if one is None else tuple(one.shape) for one in (x, gamma, beta, mask)]
-    view = _checked_view(*shapes, axis, groups)
+    view = _checked_view(*shapes, axis, groups, per_channel)
     if gamma is not None and beta is not None and len(gamma.shape) != len(beta.shape):
         # One is per sample: repeat the other for every sample.
         rank, rows = len(view.parameter_axes), keras.ops.shape(x)[0]
@@ -296,6 +352,7 @@ def _checked_view(
     mask: Shape | None,
     axis: int | Sequence[int],
     groups: int | None,
+    per_channel: bool,
 ) -> View:
     """The view for x of this shape, or ValueError where the shape of another argument does not fit.
 
@@ -305,7 +362,7 @@ def _checked_view(
     def fits(given: Shape, expected: Shape) -> bool:
         return all(a is None or b is None or a == b for a, b in zip(given, expected, strict=True))
 
-    view = build_view(shape, axis=axis, groups=groups)
+    view = build_view(shape, axis=axis, groups=groups, per_channel=per_channel)
     shared = view.parameter_shape(shape)
     for name, given in (("gamma", gamma), ("beta", beta)):
         if given is None:
@@ -334,7 +391,7 @@ class NormalizationOperation(keras.Operation):
     Args:
         function: the function's name.
         implementation: its argument of that name.
-        options: its other options: epsilon, axis, and groups where it has them.
+        options: its other options: epsilon, axis, and groups or per_channel where it has them.
     """
 
     def __init__(
@@ -363,7 +420,7 @@ class NormalizationOperation(keras.Operation):
             gamma,
             beta,
             mask,
-            centered=self.function != "rms_normalization",
+            centered=self.function not in UNCENTERED,
             implementation=self.implementation,
             **self.options,
         )
@@ -377,7 +434,8 @@ class NormalizationOperation(keras.Operation):
             if one is not None:
                 _check_dtype(name, one)
             shapes.append(None if one is None else tuple(one.shape))
-        _checked_view(*shapes, self.options["axis"], self.options.get("groups"))
+        partition = (self.options.get("groups"), self.options.get("per_channel", False))
+        _checked_view(*shapes, self.options["axis"], *partition)
         return keras.KerasTensor(x.shape, dtype=x.dtype)
 
     def get_config(self) -> dict[str, Any]:

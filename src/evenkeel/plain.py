@@ -30,7 +30,7 @@ def normalize(
     beta: Tensor | None,
     view: View,
     *,
-    epsilon: float,
+    epsilon: float | Tensor,
     centered: bool,
     mask: Tensor | None = None,
 ) -> Tensor:
@@ -40,7 +40,7 @@ def normalize(
         x: float tensor of the view's rank.
         gamma, beta: of the view's parameter shape, or (N,) + that shape; None: one and zero.
         view: which elements share statistics, and how gamma and beta vary.
-        epsilon: added to the variance.
+        epsilon: added to the variance; a tensor of one number where it is learned.
         centered: subtract the mean; else the statistic is the root mean square.
         mask: boolean tensor, its shape a prefix of x's; what it hides stays out of the statistics.
 
@@ -56,6 +56,8 @@ def normalize(
     layout = Layout(view, shape, per_sample)
     axes, reduced = layout.axes, layout.reduced
     x = ops.cast(layout.arrange(x), compute_dtype)
+    if not isinstance(epsilon, (int, float)):
+        epsilon = ops.cast(epsilon, compute_dtype)
     gamma, beta = (
         None if one is None else ops.cast(layout.arrange_parameter(one), compute_dtype)
         for one in (gamma, beta)

@@ -209,6 +209,29 @@ def axes_view(
     return View(rank, _runs(factors), tuple(reduced if parameter_axes is None else parameter_axes))
 
 
+def channel_view(rank: int, axis: int | Sequence[int]) -> View:
+    """View of filter response normalization: each sample's channels, over the axes `axis` names.
+
+    These are all axes but the batch axis and one, the channel axis, along which gamma and beta
+    vary. For an input (N, C), which has no others, `axis` is an empty list.
+
+    Raises:
+        ValueError: not exactly one axis is left, or an axis is refused by `canonical_axes`.
+        TypeError: an axis is not an integer.
+    """
+    reduced = canonical_axes(axis, rank) if integer_axes(axis) else ()
+    channels = [one for one in range(1, rank) if one not in reduced]
+    if len(channels) != 1:
+        last, first = list(range(1, rank - 1)), list(range(2, rank))
+        raise ValueError(
+            f"axis={axis!r} leaves {f'the axes {channels}' if channels else 'no axis'} of an input "
+            f"of rank {rank} for the channels; it must name every axis but the batch axis 0 and "
+            f"the one channel axis: {last} where the channels are last, {first} where they are "
+            "first."
+        )
+    return axes_view(rank, reduced, channels)
+
+
 def _runs(factors: list[Factor]) -> tuple[tuple[Factor, ...], ...]:
     """Merge neighbouring factors into the four runs, transposing those that alternate too often."""
 

@@ -16,6 +16,7 @@ CASES = [
     Case("layer over samples", "layer", (2, 3, 2, 2), {"axis": [1, 2, 3]}),
     Case("layer, transposed", "layer", (2, 2, 3, 2, 2), {"axis": [1, 3]}),
     Case("rms", "rms", (3, 6)),
+    Case("filter response", "filter_response", (2, 3, 2, 2)),
 ]
 
 
@@ -26,7 +27,7 @@ class Point:
         rng = np.random.default_rng(0)
         self.case = case
         self.mask = case.make_mask(rng)
-        count = 3 if case.centered else 2
+        count = 3 if case.has_beta else 2
         shapes = [case.shape, case.parameter_shape, case.parameter_shape][:count]
         self.inputs = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
         self.inputs[0] = np.float32(mean) + np.float32(sd) * self.inputs[0]

@@ -72,7 +72,7 @@ def core_of(case, dtype, offset=0):
 def compute(case, dtype, inputs, offset=0):
     x, gamma, beta, dy = inputs
     core = core_of(case, dtype, offset)
-    y, statistics = core.forward(x, gamma, beta if case.centered else None)
+    y, statistics = core.forward(x, gamma, beta if case.has_beta else None)
     return y, statistics, *core.backward(x, gamma, dy, statistics)
 
 
@@ -94,7 +94,7 @@ def test_the_promise_and_the_same_bits_however_it_is_cut(case, dtype, isa, threa
         wide = "float64" if dtype == "float64" else "float32"
         errors = Expected(case, x, gamma, beta, None, wide).gradient_errors(
             dy, dx.astype(y.dtype if wide == dtype else np.float32), dgamma,
-            dbeta if case.centered else None,
+            dbeta if case.has_beta else None,
         )  # fmt: skip
         if dtype != wide:
             # dx is rounded to the storage dtype besides: compared with what that allows.
@@ -138,7 +138,7 @@ def test_what_several_threads_share(case, dtype, isa, threads):
     expected = Expected(case, x, gamma, beta, None, dtype)
     assert expected.forward_error(results[0]) < 1
     errors = Expected(case, x, gamma, beta).gradient_errors(
-        dy, results[2].astype(np.float32), results[3], results[4] if case.centered else None
+        dy, results[2].astype(np.float32), results[3], results[4] if case.has_beta else None
     )
     if dtype == "bfloat16":
         errors.pop("dx")

@@ -8,7 +8,7 @@ from keras import constraints, initializers, regularizers
 
 from evenkeel import ops
 from evenkeel.implementation import check as check_implementation
-from evenkeel.view import integer_axes
+from evenkeel.view import View, integer_axes
 
 Shape = Sequence[int | None]
 
@@ -21,6 +21,8 @@ class NormalizationLayer(keras.layers.Layer):
     """
 
     centered = True
+    # What to do where the size of the weights is unknown.
+    without_size = "give those sizes, or pass scale=False and center=False"
 
     def __init__(
         self,
@@ -59,15 +61,19 @@ class NormalizationLayer(keras.layers.Layer):
         """The arguments that tell `ops.build_view` which elements share statistics."""
         raise NotImplementedError
 
+    def parameter_shape(self, view: View, input_shape: Shape) -> Shape:
+        """The shape of the weights gamma and beta."""
+        return view.parameter_shape(input_shape)
+
     def build(self, input_shape: Shape) -> None:
         """Create gamma and beta, in this order, where `scale` and `center` ask for them."""
         view = ops.build_view(input_shape, **self.partition())
-        shape = view.parameter_shape(input_shape)
+        shape = self.parameter_shape(view, input_shape)
         if None in shape and (self.scale or self.center):
             raise ValueError(
                 f"{type(self).__name__} {self.name!r} needs the size of axes "
                 f"{list(view.parameter_axes)} to create gamma and beta, but its input shape is "
-                f"{tuple(input_shape)}; give those sizes, or pass scale=False and center=False."
+                f"{tuple(input_shape)}; {self.without_size}."
             )
         for name, wanted in (("gamma", self.scale), ("beta", self.center)):
             if wanted:
