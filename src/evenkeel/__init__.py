@@ -20,6 +20,8 @@ from evenkeel.layers import (
     LayerNormalization,
     PoincareNormalize,
     RMSNormalization,
+    SpectralNormalization,
+    WeightNormalization,
 )
 
 __version__ = "0.1.0"
@@ -32,6 +34,8 @@ __all__ = [
     "LayerNormalization",
     "PoincareNormalize",
     "RMSNormalization",
+    "SpectralNormalization",
+    "WeightNormalization",
     "compare",
     "explain",
     "layers",
