@@ -23,6 +23,7 @@ from evenkeel.layers import (
     SpectralNormalization,
     WeightNormalization,
 )
+from evenkeel.migrate import load_model, load_weights
 
 __version__ = "0.1.0"
 
@@ -39,6 +40,8 @@ __all__ = [
     "compare",
     "explain",
     "layers",
+    "load_model",
+    "load_weights",
     "ops",
     "rnn",
     "show_config",

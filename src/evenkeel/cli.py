@@ -1,4 +1,4 @@
-"""The command line: `evenkeel compare | explain | bench | migrate-code | config`.
+"""The command line: `evenkeel compare | explain | bench | migrate | migrate-code | config`.
 
 Each command is a parser beside the function that runs it. The plotting, progress and data
 libraries that a command needs are imported when it runs, never at the top of this file.
@@ -142,6 +142,37 @@ def run_bench(options: argparse.Namespace) -> int:
     return 0
 
 
+def add_migrate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the parser of `evenkeel migrate`."""
+    parser = commands.add_parser(
+        "migrate",
+        help="turn a model that Keras 2 and TensorFlow Addons saved into a .keras file of Keras 3",
+        description="Read a model of Keras 2, write it as a .keras file of Keras 3, and compare the two. "
+        "Reading needs neither TensorFlow nor TensorFlow Addons; a SavedModel runs where TensorFlow "
+        "is installed.",
+    )
+    parser.add_argument("old", help="an .h5 or .keras file, or a SavedModel folder")
+    parser.add_argument("new", metavar="new.keras", help="the file to write")
+    parser.add_argument("--force", action="store_true", help="overwrite an existing file")
+    parser.add_argument(
+        "--unsafe",
+        action="store_true",
+        help="run Python code that the file has in it (Lambda layers): only for files you trust",
+    )
+    parser.add_argument(
+        "--backend", help="tensorflow, jax or torch (default: as Keras is configured)"
+    )
+    parser.set_defaults(run=run_migrate)
+
+
+def run_migrate(options: argparse.Namespace) -> int:
+    """Migrate, and print what became of each layer."""
+    from evenkeel.migrate import migrate
+
+    print(migrate(options.old, options.new, force=options.force, safe_mode=not options.unsafe))
+    return 0
+
+
 def add_migrate_code(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the parser of `evenkeel migrate-code`."""
     parser = commands.add_parser(
@@ -186,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; wrong input is one sentence on stderr and exit code 2."""
     parser = argparse.ArgumentParser(prog="evenkeel", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (add_compare, add_explain, add_bench, add_migrate_code, add_config):
+    for add in (add_compare, add_explain, add_bench, add_migrate, add_migrate_code, add_config):
         add(commands)
     options = parser.parse_args(arguments)
     try:
