@@ -197,3 +197,41 @@ def test_the_poincare_cases_have_vectors_of_both_kinds():
         kept = Recorded(name)["y0"] == Recorded(name)["x"]
         assert kept.any()
         assert not kept.all()
+
+
+@pytest.mark.parametrize("axis", [-1, -2, -3])
+def test_instance_normalization_with_negative_axes(axis, rng):
+    """In TensorFlow Addons -3 raised IndexError, and -2 was silently wrong."""
+    x = rng.normal(2, 3, (3, 4, 5, 6)).astype("float32")
+    layer = tfa.layers.InstanceNormalization(axis=axis)
+    layer.build(x.shape)
+    shape = [1] * 4
+    shape[axis] = x.shape[axis]
+    gamma, beta = rng.uniform(-1, 1, (2, x.shape[axis])).astype("float32")
+    layer.set_weights([gamma, beta])
+    others = tuple(i for i in (1, 2, 3) if i != axis % 4)
+    wide = x.astype("float64")
+    xhat = wide - wide.mean(others, keepdims=True)
+    xhat = xhat / np.sqrt(wide.var(others, keepdims=True) + 1e-3)
+    wanted = gamma.reshape(shape) * xhat + beta.reshape(shape)
+    assert_close(layer(x), wanted.astype("float32"), 2e-6)
+    assert layer.get_config()["axis"] == axis
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("layers", "FilterResponseNormalization"),
+        ("layers", "GroupNormalization"),
+        ("layers", "InstanceNormalization"),
+        ("layers", "PoincareNormalize"),
+        ("layers", "TLU"),
+        ("rnn", "LayerNormLSTMCell"),
+        ("rnn", "LayerNormSimpleRNNCell"),
+    ],
+)
+def test_old_code_finds_the_class(module, name):
+    found = getattr(getattr(tfa, module), name)
+    assert keras.saving.get_registered_name(found) == f"evenkeel>{name}"
+    if module == "layers":
+        assert getattr(tfa, name) is found

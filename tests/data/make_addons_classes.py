@@ -9,8 +9,8 @@ input and output of its FilterResponseNormalization and its weights go into the 
 
 Keys are "case/array". Every case has its inputs, weights in Keras' order (w0, w1, ...), outputs
 (y0, y1, ...), a cotangent for each output (dy0, ...) and the gradients in x and in the weights (dx,
-dw0, ...) of the sum of cotangent * output. Where it was trained, t0, t1, ... are the weights after three
-steps of SGD, with learning rate 0.1, on the mean squared error between y0 and `target`.
+dw0, ...) of the sum of cotangent * output. Where it was trained, t0, t1, ... are the weights after
+three steps of SGD, with learning rate 0.1, on the mean squared error between y0 and `target`.
 """
 
 import os
