@@ -252,6 +252,32 @@ def test_clone_and_set_weights(kind, rng):
 
 
 @both
+@pytest.mark.filterwarnings("ignore")  # the exporters'
+def test_export(kind, rng, tmp_path):
+    x = ops.convert_to_tensor(rng.normal(0, 1, (8, 4)).astype("float32"))
+    model = keras.Sequential([keras.Input((4,)), WRAPPERS[kind](keras.layers.Dense(3))])
+    wanted = numpy(model(x, training=True))
+    wanted = numpy(model(x))
+    match BACKEND:
+        case "tensorflow":
+            import tensorflow as tf
+
+            model.export(tmp_path / "model", verbose=False)
+            loaded = tf.saved_model.load(tmp_path / "model")
+            y = loaded.serve(x)
+        case "jax":
+            import jax
+
+            y = jax.export.export(jax.jit(model))(x).call(x)
+        case "torch":
+            import torch
+
+            with torch.no_grad():
+                y = torch.export.export(model, (x,), strict=False).module()(x)
+    assert_close(y, wanted)
+
+
+@both
 def test_two_threads_do_not_disturb_each_other(kind, rng):
     wrapper = wrap(kind, keras.layers.Dense(3))
     batches = [rng.normal(0, 1, (2, 4)).astype("float32") for _ in range(2)]

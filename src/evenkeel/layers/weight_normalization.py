@@ -245,8 +245,10 @@ class WeightNormalization(KernelWrapper):
 
 
 def known(flag: Tensor) -> bool | None:
-    """The flag's value; None inside a compiled function, which learns it when it runs."""
+    """The flag's value; None in a compiled function of TensorFlow or JAX, which learns it later."""
     try:
         return bool(flag)
     except TypeError:
         return None
+    except RuntimeError:  # PyTorch where it exports, or works out shapes: as if called before
+        return True

@@ -149,7 +149,8 @@ class KernelWrapper(keras.layers.Wrapper):
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        return super().get_config()
+        config: dict[str, Any] = super().get_config()
+        return config
 
     @classmethod
     def from_config(
