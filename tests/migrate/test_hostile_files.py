@@ -1,19 +1,15 @@
 """Broken and malicious files: one clear error, nothing run, nothing written."""
 
-import io
 import json
-import pathlib
 import random
 import zipfile
 
-import keras
 import pytest
 
 import evenkeel
 from evenkeel.errors import InputError
 from evenkeel.migrate import checkpoint, files
 from evenkeel.migrate.configs import Conversion
-from migrate.models import WEIGHTS
 
 h5py = pytest.importorskip("h5py")
 
@@ -46,7 +42,9 @@ def test_truncated_files(form, part, addons, tmp_path):
 def test_a_truncated_checkpoint(addons, tmp_path):
     for one in (addons("branches") / "checkpoint").iterdir():
         data = one.read_bytes()
-        (tmp_path / one.name).write_bytes(data if one.name == "checkpoint" else data[: len(data) // 2])
+        (tmp_path / one.name).write_bytes(
+            data if one.name == "checkpoint" else data[: len(data) // 2]
+        )
     with pytest.raises(InputError, match="is not a checkpoint, or broken"):
         files.read(tmp_path)
     (tmp_path / "weights.index").unlink()
@@ -119,13 +117,23 @@ def test_hdf5_files_that_bite(tmp_path):
 
 def test_code_in_a_config_does_not_run(addons, tmp_path):
     """In a Lambda, as an activation, or as any class that Keras or Python could import."""
-    marshaled = {"class_name": "__lambda__", "config": {"code": "4wE=", "defaults": None, "closure": None}}
-    imported = {"module": "os", "class_name": "function", "config": "system", "registered_name": "system"}
+    marshaled = {
+        "class_name": "__lambda__",
+        "config": {"code": "4wE=", "defaults": None, "closure": None},
+    }
+    imported = {
+        "module": "os",
+        "class_name": "function",
+        "config": "system",
+        "registered_name": "system",
+    }
     fetch = {"module": "keras.utils", "class_name": "function", "config": "get_file"}
     for value in (marshaled, imported, fetch, "get_file"):
         dense = {"name": "d", "units": 3, "activation": value}
         config = {"name": "s", "layers": [{"class_name": "Dense", "config": dense}]}
-        with pytest.raises(InputError, match=r"Python code in d/activation|counterpart to d/activation"):
+        with pytest.raises(
+            InputError, match=r"Python code in d/activation|counterpart to d/activation"
+        ):
             Conversion(None, True).model({"class_name": "Sequential", "config": config})
     for name in ("os.system", "get_file", "Layer>x", "__lambda__", "function", "backend"):
         layers = [{"class_name": name, "config": {"name": "d"}, "module": "os"}]
@@ -197,7 +205,9 @@ def test_mutated_checkpoints_are_read_or_refused(addons, tmp_path):
     for seed in range(SEEDS * 10):
         chance = random.Random(seed)
         (tmp_path / "w.index").write_bytes(mutated(index, chance) if seed % 2 else index)
-        (tmp_path / "w.data-00000-of-00001").write_bytes(data if seed % 2 else mutated(data, chance))
+        (tmp_path / "w.data-00000-of-00001").write_bytes(
+            data if seed % 2 else mutated(data, chance)
+        )
         read += read_or_refuse(tmp_path / "w") is not None
     assert len(list(tmp_path.iterdir())) == 2
     assert 0 < read < SEEDS * 10
@@ -223,7 +233,22 @@ def nodes(value, found=None):
     return found
 
 
-STRANGE = [None, True, -1, 0, 10**12, 1e300, "", "x", "../x", [], [None], {}, {"class_name": "Dense"}, [[[[]]]]]
+STRANGE = [
+    None,
+    True,
+    -1,
+    0,
+    10**12,
+    1e300,
+    "",
+    "x",
+    "../x",
+    [],
+    [None],
+    {},
+    {"class_name": "Dense"},
+    [[[[]]]],
+]
 
 
 def twisted(config, chance):

@@ -102,7 +102,9 @@ def test_weights_that_do_not_fit_are_named_and_change_nothing(form, addons):
 def test_a_shape_that_does_not_fit_is_said(addons):
     layers = [keras.layers.Dense(4, name="a"), keras.layers.Dense(3, name="b")]
     model = keras.Sequential([keras.Input((5,)), *layers])
-    with pytest.raises(InputError, match=r"a: it has 2 weights|a: kernel has shape \(5, 4\), in the file"):
+    with pytest.raises(
+        InputError, match=r"a: it has 2 weights|a: kernel has shape \(5, 4\), in the file"
+    ):
         evenkeel.load_weights(model, addons("addons_optimizer") / "model.h5")
 
 
