@@ -147,9 +147,9 @@ def add_migrate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser = commands.add_parser(
         "migrate",
         help="turn a model that Keras 2 and TensorFlow Addons saved into a .keras file of Keras 3",
-        description="Read a model of Keras 2, write it as a .keras file of Keras 3, and compare the two. "
-        "Reading needs neither TensorFlow nor TensorFlow Addons; a SavedModel runs where TensorFlow "
-        "is installed.",
+        description="Read a model of Keras 2, write it as a .keras file of Keras 3, and compare "
+        "the two. Reading needs neither TensorFlow nor TensorFlow Addons; a SavedModel runs where "
+        "TensorFlow is installed.",
     )
     parser.add_argument("old", help="an .h5 or .keras file, or a SavedModel folder")
     parser.add_argument("new", metavar="new.keras", help="the file to write")

@@ -1,9 +1,9 @@
 """Open what Keras 2 and TensorFlow Addons saved.
 
 `load_model` reads a whole model, `load_weights` weights alone, and `migrate` makes a new file and
-compares it with the old one. The files of this package: `files`, `hdf5` and
-`checkpoint` read, `configs` and `addons` rewrite the config, `weights` and `training` fill the model,
-`migration` writes it and `verify` compares.
+compares it with the old one. Of the files here `files`, `hdf5` and `checkpoint` read, `configs` and
+`addons` rewrite the config, `weights` and `training` fill the model, `migration` writes it and
+`verify` compares.
 """
 
 import os
@@ -20,6 +20,9 @@ from evenkeel.migrate.migration import migrate
 from evenkeel.migrate.training import Compiling
 
 __all__ = ["load_model", "load_weights", "migrate"]
+
+# What Python says of a config that has another kind of value somewhere, or is nested too deeply.
+MALFORMED = (TypeError, ValueError, LookupError, AttributeError, RecursionError, OverflowError)
 
 addons.register()
 
@@ -62,13 +65,14 @@ def load_weights(model: Any, path: str | os.PathLike[str]) -> None:
 
     Args:
         model: the model, built.
-        path: weights alone (.h5 of `save_weights`, .weights.h5, the prefix or folder of a TensorFlow
-            checkpoint), or any file that `load_model` reads. None of them needs TensorFlow.
+        path: weights alone (.h5 of `save_weights`, .weights.h5, the prefix or folder of a
+            TensorFlow checkpoint), or any file that `load_model` reads. None needs TensorFlow.
 
     Raises:
         InputError: the file is missing or broken, or its weights do not fit; the message names
             which.
     """
+    weights.check_built(model)
     weights.assign(model, files.read(path))
 
 
@@ -88,7 +92,16 @@ def load(
             "evenkeel.load_weights(model, path)."
         )
     conversion = Conversion(custom_objects, safe_mode)
-    config = conversion.model(saved.config)
+    try:
+        config = conversion.model(saved.config)
+    except InputError:
+        raise
+    except MALFORMED as error:
+        raise InputError(
+            f"The config in {saved.path} is not as Keras 2 writes one: {type(error).__name__}: "
+            f"{error}"
+        ) from error
+    check_sizes(conversion, saved)
     compiling = Compiling(custom_objects)
     with keras.saving.custom_object_scope(dict(custom_objects or {})):
         model = build(config, saved, safe_mode)
@@ -96,6 +109,22 @@ def load(
         if compile:
             compiling.compile(model, saved)
     return model, conversion.rows, compiling.dropped
+
+
+def check_sizes(conversion: Conversion, saved: files.Saved) -> None:
+    """Refuse layers larger than any array in the file, before Keras makes room for them.
+
+    Raises:
+        InputError: a layer is.
+    """
+    longest = max((max(one.shape, default=0) for one in saved.weights.arrays.values()), default=0)
+    for path, size in conversion.sizes:
+        if size > longest:
+            raise InputError(
+                f"The config in {saved.path} says {path}={size}, but no array in the file is that "
+                "long "
+                f"(the longest has {longest}): it is broken, or made to fill the memory."
+            )
 
 
 def build(config: dict[str, Any], saved: files.Saved, safe_mode: bool) -> Any:

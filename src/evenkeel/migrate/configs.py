@@ -1,7 +1,7 @@
 """The config of a Keras 2 model, rewritten as Keras 3 writes it.
 
-`Conversion.model` walks the config once. What it cannot map it collects with its path in the model, so
-that one error names all of it; what became of each layer it keeps for the report.
+`Conversion.model` walks the config once. What it cannot map it collects with its path in the model,
+so that one error names all of it; what became of each layer it keeps for the report.
 """
 
 import dataclasses
@@ -33,6 +33,18 @@ SILENT = {
 # Of every layer. Whatever else a class takes is in its signature.
 COMMON = {"name", "trainable", "dtype", "activity_regularizer"}
 ACTIVATION_KEYS = ("activation", "recurrent_activation")
+# A dimension of one of the layer's weights, at the least.
+SIZE_KEYS = (
+    "units",
+    "filters",
+    "kernel_size",
+    "depth_multiplier",
+    "input_dim",
+    "output_dim",
+    "num_heads",
+    "key_dim",
+    "value_dim",
+)
 LAYER_KEYS = ("layer", "cell", "cells", "backward_layer", "forward_layer")
 KINDS = {
     "initializer": keras.initializers,
@@ -65,6 +77,7 @@ class Conversion:
         self.rows: list[Row] = []
         self.unmapped: list[str] = []
         self.code: list[str] = []
+        self.sizes: list[tuple[str, int]] = []
 
     def model(self, config: Json) -> Json:
         """The whole model's config as Keras 3 writes it.
@@ -77,12 +90,14 @@ class Conversion:
         if self.unmapped:
             sentences.append(
                 f"Keras 3 and evenkeel have no counterpart to {'; '.join(self.unmapped)}. Pass "
-                "custom_objects={NAME: a Keras 3 class or function} to evenkeel.load_model for those that "
+                "custom_objects={NAME: a Keras 3 class or function} to evenkeel.load_model for "
+                "those that "
                 "you have."
             )
         if self.code:
             sentences.append(
-                f"The file has Python code in {', '.join(self.code)}, which is not run unless you trust "
+                f"The file has Python code in {', '.join(self.code)}, which is not run unless you "
+                "trust "
                 "the file and pass safe_mode=False."
             )
         if sentences:
@@ -147,9 +162,8 @@ class Conversion:
             config = self.code_of(config, path)
         elif name == "LeakyReLU" and "alpha" in config:
             config["negative_slope"] = config.pop("alpha")
-        elif name == "BatchNormalization" and isinstance(config.get("axis"), list):
-            if len(config["axis"]) == 1:
-                (config["axis"],) = config["axis"]
+        elif name == "BatchNormalization":
+            config["axis"] = single(config.get("axis", -1))
         return named(self.arguments(cls, config, path, row), name, "keras.layers")
 
     def arguments(self, cls: Any, config: Json, path: str, row: Row) -> Json:
@@ -157,6 +171,9 @@ class Conversion:
         known = COMMON | addons.arguments(cls)
         converted = {}
         for key, value in config.items():
+            for size in value if isinstance(value, list) else [value]:
+                if key in SIZE_KEYS and isinstance(size, (int, float)):
+                    self.sizes.append((f"{path}.{key}", int(min(size, 1e18))))
             if key not in known:
                 silent = key in SILENT or key.endswith(
                     "_initializer"
@@ -389,11 +406,11 @@ def ending(value: Any, kinds: Mapping[Any, Any]) -> Any:
 
 
 def without_tuples(value: Any) -> Any:
-    """The config with lists for the tuples that SavedModels mark, and without marks of sharing."""
+    """The config with lists for the tuples that SavedModels mark."""
     if isinstance(value, list):
         return [without_tuples(one) for one in value]
     if not isinstance(value, dict):
         return value
     if value.get("class_name") == "__tuple__" and isinstance(value.get("items"), list):
         return [without_tuples(one) for one in value["items"]]
-    return {key: without_tuples(one) for key, one in value.items() if key != "shared_object_id"}
+    return {key: without_tuples(one) for key, one in value.items()}

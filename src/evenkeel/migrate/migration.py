@@ -93,15 +93,26 @@ def migrate(
     model, rows, dropped = load(old, custom_objects, True, safe_mode)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.keras")
     try:
-        model.save(temporary)
-        again = keras.models.load_model(
-            temporary, custom_objects=dict(custom_objects or {}), safe_mode=safe_mode
-        )
+        again = saved_again(model, temporary, custom_objects, safe_mode)
         verdict, found = compare(os.fspath(old), model, again, safe_mode)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     return Migration(os.fspath(old), os.fspath(new), rows, dropped, verdict, found)
+
+
+def saved_again(
+    model: Any, path: pathlib.Path, custom_objects: Mapping[str, Any] | None, safe_mode: bool
+) -> Any:
+    """Save the model, and open the file as its user will."""
+    custom = dict(custom_objects or {})
+    try:
+        model.save(path)
+        return keras.models.load_model(path, custom_objects=custom, safe_mode=safe_mode)
+    except Exception as error:  # of a layer that cannot be written or made again, or a full disk
+        raise InputError(
+            f"The model cannot be saved and opened by Keras 3: {type(error).__name__}: {error}"
+        ) from error
 
 
 def compare(old: str, model: Any, again: Any, safe_mode: bool) -> tuple[str, float | None]:
@@ -116,7 +127,7 @@ def compare(old: str, model: Any, again: Any, safe_mode: bool) -> tuple[str, flo
         raise InputError(
             f"The new file computes something else than the model: they differ by {apart:.1e}."
         )
-    reopened = f"The new file, opened again, gives the same outputs on a random batch (within {apart:.1e})."
+    reopened = f"The new file, opened again, gives the same on a random batch (within {apart:.1e})."
     if not os.path.isdir(old):
         return f"{reopened} The old file cannot run here: only a SavedModel holds a program.", None
     try:
@@ -127,7 +138,8 @@ def compare(old: str, model: Any, again: Any, safe_mode: bool) -> tuple[str, flo
     sentence = f"Old and new differ by at most {found:.1e} * max(1, |y|) on the same random batch"
     if found > TOLERANCE:
         sentence += (
-            f", more than rounding explains ({TOLERANCE:.0e}). TensorFlow Addons was wrong for some negative "
+            f", more than rounding explains ({TOLERANCE:.0e}). TensorFlow Addons was wrong for "
+            "some negative "
             "axes, and computes float16 differently; otherwise please report it"
         )
     return f"{reopened} {sentence}.", found
