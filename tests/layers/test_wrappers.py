@@ -116,35 +116,35 @@ def test_stateless_call_changes_nothing(kind, rng):
 
 @both
 @pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16", "float16", "bfloat16"])
-def test_norms_are_taken_in_float32(kind, dtype, rng):
+def test_the_kernel_is_computed_in_float32(kind, dtype, rng):
     half = dtype.removeprefix("mixed_")
     layer = keras.layers.Dense(3, use_bias=False, dtype=dtype)
-    wrapper = wrap(kind, layer, **({"power_iterations": 9} if kind == "spectral" else {}))
+    wrapper = wrap(kind, layer)
     assert wrapper.dtype_policy.name == dtype
-    x = ops.cast(rng.integers(-3, 4, (8, 20)), half)
-    wrapper.build((8, 20))
+    assert wrapper.compute_output_spec(keras.KerasTensor((9, 20), dtype=half)).dtype == half
+    wrapper.build((20, 20))
     # Squares that float16 does not hold.
-    kernel = ops.cast(rng.uniform(200, 900, (20, 3)), half if dtype == half else "float32")
-    layer.kernel.assign(kernel)
-    y = wrapper(x, training=True)
-    assert keras.backend.standardize_dtype(y.dtype) == half
-    w = numpy(ops.cast(kernel, "float32"))
+    layer.kernel.assign(rng.uniform(200, 900, (20, 3)))
+    x = ops.eye(20, dtype=half)
+    assert keras.backend.standardize_dtype(wrapper(x, training=True).dtype) == half
+    if kind == "weight":
+        wrapper.g.assign(rng.uniform(-1, 1, 3))
+
+    def exact(variable):
+        return numpy(ops.cast(variable, "float32"))
+
+    w = exact(layer.kernel)
     if kind == "spectral":
-        sigma = float(numpy(ops.cast(wrapper.sigma, "float32")))
-        assert 0.99 < sigma / np.linalg.norm(w, 2) < 1.01
         assert wrapper.sigma.dtype == wrapper.sn_u.dtype == layer.variable_dtype
+        wanted = w / exact(wrapper.sigma)
     else:
-        wrapper.g.assign(rng.uniform(0.01, 0.02, 3) - numpy(ops.cast(wrapper.initial_g, "float32")))
-        y = wrapper(x)
         assert wrapper.g.dtype == layer.variable_dtype
-        norm = numpy(ops.cast(wrapper.effective_g, "float32"))
-        w, sigma = w / np.linalg.norm(w, axis=0) * norm, 1.0
-    wanted = numpy(ops.cast(x, "float32")) @ (w / sigma)
-    unit = {"float16": 2.0**-11, "bfloat16": 2.0**-8}[half]
-    room = np.abs(numpy(ops.cast(x, "float32"))) @ np.abs(w / sigma)
-    error = np.abs(numpy(ops.cast(y, "float32")) - wanted)
-    # The kernel, sigma where that is stored in half precision, and the result are rounded.
-    assert np.all(error <= 3 * unit * room)
+        wanted = w / np.linalg.norm(w, axis=0) * (exact(wrapper.g) + exact(wrapper.initial_g))
+    y = numpy(ops.cast(wrapper(x), "float32"))
+    # The rows of the kernel: rounded once.
+    unit = {"float16": 2.0**-10, "bfloat16": 2.0**-7}[half]
+    room = 0.5 * unit * 2.0 ** np.floor(np.log2(np.abs(wanted)))
+    assert np.all(np.abs(y - wanted) <= room + 2e-6 * np.abs(wanted))
 
 
 @both
@@ -368,8 +368,9 @@ def test_models_that_addons_saved(suffix, rng):
     names = [one.name for one in model.layers[0].weights]
     assert names == ["g", "initialized", "initial_g", "initial_bias", "kernel", "bias"]
     assert [one.name for one in model.layers[1].weights] == ["sn_u", "sigma", "kernel"]
-    model.compile("sgd", "mse")
-    model.fit(x, y, verbose=0)
+    if suffix == "keras":
+        model.compile("sgd", "mse")
+        model.fit(x, y, verbose=0)
 
 
 def test_weights_of_addons_in_a_model_of_evenkeel(tmp_path):
@@ -407,9 +408,9 @@ np.savez(result, y=y, after=model.predict(np.load(x), verbose=0))
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("backend", TRAINING_BACKENDS)
-def test_another_process_goes_on_after_the_first_step(backend, rng, tmp_path):
+def test_another_backend_goes_on_after_the_first_step(rng, tmp_path):
+    # Each backend's file is read by the next.
+    backend = TRAINING_BACKENDS[TRAINING_BACKENDS.index(BACKEND) - 1]
     if not installed(backend):
         pytest.skip(f"{backend} is not installed")
     x = rng.normal(1, 2, (8, 4)).astype("float32")
