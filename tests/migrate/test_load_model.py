@@ -199,7 +199,7 @@ class AddLambda(keras.layers.Layer):
 @pytest.mark.parametrize("form", ["model.h5", "model.keras"])
 def test_custom_objects_fill_the_gaps(form, addons, stored):
     io = stored("custom")
-    custom = {"mine>Shift": Shift, "Addons>Maxout": Maxout, "TFOpLambda": AddLambda}
+    custom = {"mine>Shift": Shift, "Maxout": Maxout, "TFOpLambda": AddLambda}
     model = evenkeel.load_model(addons("custom") / form, custom_objects=custom)
     assert error(predict(model, io["x"]), outputs(io)) <= 1e-5
     model.train_on_batch(io["x"], io["target0"])

@@ -6,6 +6,7 @@ import pytest
 
 import evenkeel
 from evenkeel.errors import InputError
+from evenkeel.migrate import checkpoint, files, weights
 from migrate.models import MADE, MODELS, WEIGHTS, every
 
 
@@ -64,6 +65,18 @@ def test_a_prefix_or_an_index_names_a_checkpoint(addons):
         model.layers[1].kernel.assign(np.zeros((3, 3, 4, 6)))
         evenkeel.load_weights(model, addons("branches") / "checkpoint" / path)
         assert np.any(arrays(model)[0])
+
+
+def test_a_checkpoint_of_an_object_that_has_the_model(addons):
+    graph = files.read(addons("branches") / "checkpoint").weights
+    outer = checkpoint.Node({"step": len(graph.nodes), "model": len(graph.nodes) + 1}, None)
+    moved = checkpoint.Checkpoint(
+        [outer, *graph.nodes[1:], checkpoint.Node({}, None), graph.nodes[0]], graph.arrays
+    )
+    model = functional()
+    weights.assign(model, files.Saved("it", "checkpoint", None, None, moved))
+    wanted = graph.arrays["layer_with_weights-0/kernel/.ATTRIBUTES/VARIABLE_VALUE"]
+    np.testing.assert_array_equal(arrays(model)[0], wanted)
 
 
 def test_the_older_name_of_the_tree(addons, tmp_path):

@@ -134,7 +134,9 @@ class Conversion:
         row = Row(path, shown, "")
         if path:
             self.rows.append(row)
-        custom = self.custom(registered, name, shown, addon)
+        custom = self.custom(registered, name, shown)
+        if custom is None and name.split(">")[-1] in self.custom_objects:
+            custom = name.split(">")[-1]
         if custom:
             row.new, row.note = custom, "yours"
             return {**named(config, custom), "module": None, "registered_name": custom}

@@ -293,5 +293,10 @@ def from_checkpoint(model: Any, graph: Checkpoint, problems: list[str]) -> list[
             else:
                 visit(one, child, here, inner_kernel)
 
-    visit(model, 0, "")
+    # tf.train.Checkpoint(model=model) has the model as a child.
+    starts = [0, *graph.nodes[0].children.values()]
+    has_layers = (
+        one for one in starts if one < len(graph.nodes) and graph.child(one, "layer_with_weights-0")
+    )
+    visit(model, next(has_layers, 0), "")
     return pairs
