@@ -117,8 +117,8 @@ def test_axes_views_by_definition(rank):
 def test_channel_views_by_definition(rank):
     for channel in range(1, rank):
         reduced = [axis for axis in range(1, rank) if axis != channel]
-        for given in (reduced, [axis - rank for axis in reversed(reduced)]):
-            view = channel_view(rank, given)
+        for axes in (reduced, [axis - rank for axis in reversed(reduced)]):
+            view = channel_view(rank, axes)
             assert view.parameter_axes == (channel,)
             check(view, SHAPES[rank], definition(SHAPES[rank], reduced))
 
