@@ -32,7 +32,7 @@ def test_every_layout_gives_the_same_weights(name, form, addons, loaded):
     model = loaded(name)
     wanted = arrays(model)
     for one in model.weights:
-        one.assign(keras.ops.ones_like(one) * 0.5 if "bool" not in one.dtype else one)
+        one.assign(np.full(one.shape, 0.5))
     evenkeel.load_weights(model, addons(name) / form)
     for found, array in zip(arrays(model), wanted, strict=True):
         np.testing.assert_array_equal(found, array)
@@ -91,7 +91,7 @@ def test_the_older_name_of_the_tree(addons, tmp_path):
     model = evenkeel.load_model(addons("nested") / "model.h5", compile=False)
     wanted = arrays(model)
     for one in model.weights:
-        one.assign(keras.ops.zeros_like(one))
+        one.assign(np.zeros(one.shape))
     evenkeel.load_weights(model, path)
     for found, array in zip(arrays(model), wanted, strict=True):
         np.testing.assert_array_equal(found, array)
