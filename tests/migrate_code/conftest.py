@@ -42,6 +42,7 @@ def module(monkeypatch, name, contents=()):
 @pytest.fixture
 def run(monkeypatch):
     """A function that runs source code and returns the list `used` that it makes."""
+    monkeypatch.setenv("TF_USE_LEGACY_KERAS", "0")  # a case sets it: this takes it back
     module(monkeypatch, "evenkeel", {"__version__": "1"})
     module(monkeypatch, "tensorflow_addons", {"register_all": Named("old", "register_all")})
     for part in ("layers", "rnn", "optimizers", "seq2seq"):
