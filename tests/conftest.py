@@ -13,6 +13,8 @@ SLOW = (
     "tests/layers/test_shapes.py",
     "tests/layers/test_torch_compile.py",
     "tests/layers/test_training.py",
+    "tests/layers/test_weight_normalization.py",
+    "tests/layers/test_wrappers.py",
     "tests/test_addons_classes.py",
     "tests/test_inference_backends.py",
     "tests/test_numbers.py::test_float64",

@@ -27,8 +27,12 @@ CASES = [
     ("layer", {"axis": 1}, (2, 5003, 3)),
     ("rms", {"axis": -1}, SHAPE),
     ("rms", {"axis": 1}, SHAPE),
+    ("filter_response", {"axis": [1, 2]}, SHAPE),
+    ("filter_response", {"axis": [2, 3]}, SHAPE),
 ]
+UNCENTERED = ("filter_response", "rms")
 CLASSES = {
+    "filter_response": "FilterResponseNormalization",
     "group": "GroupNormalization",
     "instance": "InstanceNormalization",
     "layer": "LayerNormalization",
@@ -36,15 +40,20 @@ CLASSES = {
 }
 
 
+def view_of(kind, options, shape):
+    """Which elements share statistics."""
+    more = {"instance": {"groups": -1}, "filter_response": {"per_channel": True}}.get(kind, {})
+    return build_view(shape, **more, **options)
+
+
 def specification(kind, options, x, weights, mask):
     """The result in float64."""
-    partition = {"groups": -1, **options} if kind == "instance" else options
     gamma, beta = [one.astype("float64") for one in weights] + [None] * (2 - len(weights))
     if mask is not None:
         mask = np.broadcast_to(mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x.shape)
     return reference.normalize(
-        x.astype("float64"), gamma, beta, build_view(x.shape, **partition),
-        epsilon=1e-6 if kind == "rms" else 1e-3, centered=kind != "rms", mask=mask,
+        x.astype("float64"), gamma, beta, view_of(kind, options, x.shape),
+        epsilon=1e-6 if kind in UNCENTERED else 1e-3, centered=kind not in UNCENTERED, mask=mask,
     )  # fmt: skip
 
 
@@ -52,7 +61,7 @@ def results(kind, options, x, weights, mask):
     """The result by a layer, its model, the function, and the function in a model."""
     layer = getattr(evenkeel, CLASSES[kind])(**options)
     layer.build(x.shape)
-    layer.set_weights(weights)
+    layer.set_weights([np.reshape(a, b.shape) for a, b in zip(weights, layer.weights, strict=True)])
     function = getattr(evenkeel.ops, f"{kind}_normalization")
     yield "layer", layer(x, mask=mask)
     yield "function", function(x, *weights, mask=mask, **options)
@@ -72,19 +81,18 @@ def main() -> int:
     rng = np.random.default_rng(0)
     wrong = 0
     for kind, options, shape in CASES:
-        partition = {"groups": -1, **options} if kind == "instance" else options
-        size = build_view(shape, **partition).parameter_shape(shape)
+        size = view_of(kind, options, shape).parameter_shape(shape)
         weights = list(rng.uniform(-2, 2, (1 if kind == "rms" else 2, *size)).astype("float32"))
         masks = [None, rng.random(shape[:1]) < 0.7, rng.random(shape[:2]) < 0.7]
         for mask in masks:
             x = rng.normal(100, 2, shape).astype("float32")
             wanted = specification(kind, options, x, weights, mask)
-            if mask is not None and kind != "rms":
+            if mask is not None and kind not in UNCENTERED:
                 x[~mask] = np.nan
                 wanted[~mask] = 0
             for name, y in results(kind, options, x, weights, mask):
                 y = ops.convert_to_numpy(y)
-                if mask is not None and kind != "rms":
+                if mask is not None and kind not in UNCENTERED:
                     y = np.where(mask.reshape(mask.shape + (1,) * (y.ndim - mask.ndim)), y, 0)
                 error = np.max(np.abs(y - wanted) / np.maximum(1, np.abs(wanted)))
                 right = y.shape == wanted.shape and error <= 1e-5

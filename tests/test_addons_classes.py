@@ -158,6 +158,34 @@ def test_trained_weights_saved_and_loaded(name, tmp_path):
             assert_close(found, wanted, 1e-5)
 
 
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_training_in_mixed_precision(policy, rng, tmp_path):
+    layers = [
+        keras.layers.Conv2D(4, 3, dtype=policy),
+        FRN(learned_epsilon=True, dtype=policy),
+        TLU(affine=True, dtype=policy),
+        FRN(dtype=policy),
+        TLU(shared_axes=[1, 2], dtype=policy),
+        tfa.layers.PoincareNormalize(axis=-1, epsilon=0.1, dtype=policy),
+        keras.layers.Flatten(dtype=policy),
+        keras.layers.Dense(1, dtype="float32"),
+    ]
+    model = keras.Sequential([keras.Input((6, 6, 2)), *layers])
+    model.compile(keras.optimizers.Adam(0.05), "mse")
+    before = model.get_weights()
+    x = rng.normal(size=(32, 6, 6, 2)).astype("float32")
+    y = x[:, :3].mean((1, 2, 3)) - x[:, 3:].mean((1, 2, 3))
+    loss = model.fit(x, 3 * y, batch_size=32, epochs=15, verbose=0).history["loss"]
+    assert loss[-1] < 0.5 * loss[0]
+    for old, new in zip(before, model.get_weights(), strict=True):
+        assert new.dtype == "float32"
+        assert np.isfinite(new).all()
+        assert np.any(new != old)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_names_of_the_weights(name):
     layer = MAKERS[name]()

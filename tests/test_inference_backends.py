@@ -13,5 +13,5 @@ def test_every_layer_and_function(backend):
     if not installed(backend):
         pytest.skip(f"{backend} is not installed")
     printed = run_python(backend, Path(__file__).with_name("infer.py")).splitlines()
-    assert len(printed) == 12 * 3 * 4
+    assert len(printed) == 14 * 3 * 4
     assert all(line.startswith("right") for line in printed)

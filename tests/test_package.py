@@ -50,7 +50,7 @@ def test_importing_evenkeel_imports_no_plots_progress_bars_or_data_sets():
     # Keras imports some of them itself: so they are forgotten, and must not come back.
     script = """
 import sys, keras
-heavy = {"matplotlib", "sklearn", "rich", "scipy", "pandas", "PIL"}
+heavy = {"matplotlib", "sklearn", "rich", "scipy", "pandas", "PIL", "libcst"}
 for name in list(sys.modules):
     if name.split(".")[0] in heavy:
         del sys.modules[name]

@@ -17,6 +17,10 @@ LAYERS = {
     "layer": lambda: evenkeel.LayerNormalization(axis=3, implementation="plain"),
     "layer_of_samples": lambda: evenkeel.LayerNormalization(axis=[3, 1, 2], use_mask=False),
     "rms": lambda: evenkeel.RMSNormalization(),
+    "filter_response": lambda: evenkeel.FilterResponseNormalization(
+        axis=[-1, 1], learned_epsilon=True
+    ),
+    "tlu": lambda: evenkeel.TLU(affine=True, shared_axes=1),
 }
 # A process that knows of evenkeel no more than its import.
 LOAD_AND_PREDICT = """
@@ -63,6 +67,14 @@ def functional_model(shape, rng):
     return keras.Model(inputs, y)
 
 
+def recurrent_model(shape):
+    """The cells in a model, one under the other, not trained."""
+    inputs = keras.Input(shape)
+    y = keras.layers.Reshape((shape[0], shape[1] * shape[2]))(inputs)
+    y = keras.layers.RNN(evenkeel.rnn.LayerNormLSTMCell(8), return_sequences=True)(y)
+    return keras.Model(inputs, keras.layers.RNN(evenkeel.rnn.LayerNormSimpleRNNCell(4))(y))
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A folder with a model for each layer, an input, and what the models predict here."""
@@ -73,6 +85,7 @@ def saved(tmp_path_factory):
     y = np.tanh(x[:, 0, 0] * x[:, 1, 1])
     models = {name: trained_model(make(), x, y) for name, make in LAYERS.items()}
     models["functions"] = functional_model(x.shape[1:], rng)
+    models["recurrent"] = recurrent_model(x.shape[1:])
     np.save(folder / "x.npy", x)
     predictions = {}
     for name, model in models.items():
@@ -89,7 +102,7 @@ def test_another_process_predicts_the_same(backend, saved, tmp_path):
     folder, _, wanted = saved
     run_python(backend, "-c", LOAD_AND_PREDICT, folder, tmp_path / "result.npz")
     predicted = np.load(tmp_path / "result.npz")
-    assert set(predicted) == {*LAYERS, "functions"}
+    assert set(predicted) == {*LAYERS, "functions", "recurrent"}
     for name, one in wanted.items():
         assert np.std(one) > 0.1
         if backend == BACKEND:
@@ -113,7 +126,7 @@ def test_the_loaded_layer_is_the_layer(name, saved):
     model.fit(x, np.zeros((32, 3)), epochs=1, verbose=0)
 
 
-@pytest.mark.parametrize("cls", ["Group", "Instance", "Layer", "RMS"])
+@pytest.mark.parametrize("cls", ["FilterResponse", "Group", "Instance", "Layer", "RMS"])
 def test_the_registered_name(cls):
     layer = getattr(evenkeel, f"{cls}Normalization")
     name = f"evenkeel>{cls}Normalization"

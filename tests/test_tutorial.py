@@ -1,80 +1,195 @@
-"""The three models of the classic tutorial on normalization layers, as Keras code."""
+"""The tutorials run as notebooks, and so does the code of the one that they follow."""
+
+import ast
+import difflib
+import json
+import pathlib
+import re
+import runpy
 
 import keras
 import numpy as np
 import pytest
 
-import evenkeel as tfa
+TUTORIALS = pathlib.Path(__file__).parents[1] / "docs/tutorials"
+NAMES = ["normalizations", "normalizaciones"]
 
-# Written as in the tutorial, but for the import.
-MODELS = {
-    "group": lambda: keras.models.Sequential([
-        # Reshape into "channels last" setup.
-        keras.layers.Reshape((28, 28, 1), input_shape=(28, 28)),
-        keras.layers.Conv2D(filters=10, kernel_size=(3, 3), data_format="channels_last"),
-        # Groupnorm Layer
-        tfa.layers.GroupNormalization(groups=5, axis=3),
-        keras.layers.Flatten(),
-        keras.layers.Dense(128, activation="relu"),
-        keras.layers.Dropout(0.2),
-        keras.layers.Dense(10, activation="softmax"),
-    ]),
-    "instance": lambda: keras.models.Sequential([
-        keras.layers.Reshape((28, 28, 1), input_shape=(28, 28)),
-        keras.layers.Conv2D(filters=10, kernel_size=(3, 3), data_format="channels_last"),
-        # LayerNorm Layer
-        tfa.layers.InstanceNormalization(axis=3,
-                                         center=True,
-                                         scale=True,
-                                         beta_initializer="random_uniform",
-                                         gamma_initializer="random_uniform"),
-        keras.layers.Flatten(),
-        keras.layers.Dense(128, activation="relu"),
-        keras.layers.Dropout(0.2),
-        keras.layers.Dense(10, activation="softmax"),
-    ]),
-    "layer": lambda: keras.models.Sequential([
-        keras.layers.Reshape((28, 28, 1), input_shape=(28, 28)),
-        keras.layers.Conv2D(filters=10, kernel_size=(3, 3), data_format="channels_last"),
-        # LayerNorm Layer
-        tfa.layers.LayerNormalization(axis=3, center=True, scale=True),
-        keras.layers.Flatten(),
-        keras.layers.Dense(128, activation="relu"),
-        keras.layers.Dropout(0.2),
-        keras.layers.Dense(10, activation="softmax"),
-    ]),
-}  # fmt: skip
+# The models of TensorFlow Addons' tutorial on normalizations, as it had them.
+ORIGINAL = """\
+import tensorflow as tf
+import tensorflow_addons as tfa
+
+mnist = tf.keras.datasets.mnist
+
+(x_train, y_train),(x_test, y_test) = mnist.load_data()
+x_train, x_test = x_train / 255.0, x_test / 255.0
+
+model = tf.keras.models.Sequential([
+  # Reshape into "channels last" setup.
+  tf.keras.layers.Reshape((28,28,1), input_shape=(28,28)),
+  tf.keras.layers.Conv2D(filters=10, kernel_size=(3,3),data_format="channels_last"),
+  # Groupnorm Layer
+  tfa.layers.GroupNormalization(groups=5, axis=3),
+  tf.keras.layers.Flatten(),
+  tf.keras.layers.Dense(128, activation='relu'),
+  tf.keras.layers.Dropout(0.2),
+  tf.keras.layers.Dense(10, activation='softmax')
+])
+
+model.compile(optimizer='adam',
+              loss='sparse_categorical_crossentropy',
+              metrics=['accuracy'])
+model.fit(x_test, y_test)
+
+model = tf.keras.models.Sequential([
+  # Reshape into "channels last" setup.
+  tf.keras.layers.Reshape((28,28,1), input_shape=(28,28)),
+  tf.keras.layers.Conv2D(filters=10, kernel_size=(3,3),data_format="channels_last"),
+  # LayerNorm Layer
+  tfa.layers.InstanceNormalization(axis=3,
+                                   center=True,
+                                   scale=True,
+                                   beta_initializer="random_uniform",
+                                   gamma_initializer="random_uniform"),
+  tf.keras.layers.Flatten(),
+  tf.keras.layers.Dense(128, activation='relu'),
+  tf.keras.layers.Dropout(0.2),
+  tf.keras.layers.Dense(10, activation='softmax')
+])
+
+model.compile(optimizer='adam',
+              loss='sparse_categorical_crossentropy',
+              metrics=['accuracy'])
+model.fit(x_test, y_test)
+
+model = tf.keras.models.Sequential([
+  # Reshape into "channels last" setup.
+  tf.keras.layers.Reshape((28,28,1), input_shape=(28,28)),
+  tf.keras.layers.Conv2D(filters=10, kernel_size=(3,3),data_format="channels_last"),
+  # LayerNorm Layer
+  tf.keras.layers.LayerNormalization(axis=3 , center=True , scale=True),
+  tf.keras.layers.Flatten(),
+  tf.keras.layers.Dense(128, activation='relu'),
+  tf.keras.layers.Dropout(0.2),
+  tf.keras.layers.Dense(10, activation='softmax')
+])
+
+model.compile(optimizer='adam',
+              loss='sparse_categorical_crossentropy',
+              metrics=['accuracy'])
+model.fit(x_test, y_test)
+"""
+MIGRATED = ORIGINAL.replace("import tensorflow_addons as tfa", "import evenkeel as tfa")
 
 
-def digits(count):
-    """Noise with a block at one of ten places, and the number of the place."""
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 10, count)
-    x = rng.uniform(0, 0.3, (count, 28, 28))
-    for image, label in zip(x, labels, strict=True):
-        row, column = 5 * (label // 5) + 6, 5 * (label % 5) + 2
-        image[row : row + 4, column : column + 4] += 0.7
-    return x.astype("float32"), labels.astype("uint8")
+@pytest.fixture
+def mnist(monkeypatch):
+    """Small data in the place of MNIST: specks, and a block at one of ten places."""
+
+    def images(count, seed):
+        rng = np.random.default_rng(seed)
+        labels = rng.integers(0, 10, count).astype("uint8")
+        x = (rng.integers(0, 80, (count, 28, 28)) * (rng.random((count, 28, 28)) < 0.05)).astype(
+            "uint8"
+        )
+        for image, label in zip(x, labels, strict=True):
+            row, column = 5 * (label // 5) + 6, 5 * (label % 5) + 2
+            image[row : row + 4, column : column + 4] += 170
+        return x, labels
+
+    data = images(640, 0), images(640, 1)
+    monkeypatch.setattr(keras.datasets.mnist, "load_data", lambda path="mnist.npz": data)
 
 
-@pytest.mark.filterwarnings(
-    "ignore:Do not pass an `input_shape`:UserWarning"
-)  # as the tutorial does
-@pytest.mark.parametrize("name", MODELS)
-def test_the_model_builds_compiles_fits_and_shows_its_progress(name, capsys):
-    keras.backend.clear_session()  # names count from the start
-    model = MODELS[name]()
-    model.compile(optimizer="adam", loss="sparse_categorical_crossentropy", metrics=["accuracy"])
-    x, labels = digits(512)
-    history = model.fit(x[:384], labels[:384], epochs=4, verbose=1).history
-    shown = capsys.readouterr().out
-    assert "Epoch 4/4" in shown
-    assert "12/12" in shown
-    assert "accuracy:" in shown
-    assert "loss:" in shown
-    assert history["loss"][-1] < 0.5 * history["loss"][0]
-    _, accuracy = model.evaluate(x[384:], labels[384:], verbose=0)
-    assert accuracy > 0.4  # chance is 0.1
-    layer = model.layers[2]
-    assert [one.shape for one in layer.weights] == [(10,), (10,)]
-    assert layer.name == f"{name}_normalization"
+def run_cell(source, namespace):
+    """Run a cell as a notebook does: what its last line evaluates to is shown, and returned."""
+    tree = ast.parse(source)
+    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+    exec(compile(tree, "cell", "exec"), namespace)
+    if last is None:
+        return None
+    value = eval(compile(ast.Expression(last.value), "cell", "eval"), namespace)
+    return value._repr_html_() if hasattr(value, "_repr_html_") else value
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_tutorial_runs_from_its_first_cell_to_its_last(name, mnist, capsys):
+    pytest.importorskip("matplotlib", reason="the tutorial draws pictures")
+    notebook = json.loads((TUTORIALS / f"{name}.ipynb").read_text(encoding="utf-8"))
+    namespace = {"__name__": name}
+    shown, models = [], []
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            source = "".join(cell["source"])
+            shown.append(run_cell(source, namespace))
+            if ".fit(" in source:
+                models.append(namespace.get("model") or namespace.get("modelo"))
+    printed = capsys.readouterr().out
+    pictures = [one for one in shown if isinstance(one, str) and "<img" in one]
+    assert len(pictures) == 2
+    assert printed.count("20/20") >= 3  # the progress of three trainings
+    assert re.search(r"(difference|diferencia): \de-0[67]\n", printed)
+    assert [type(model.layers[2]).__name__ for model in models] == [
+        "GroupNormalization",
+        "InstanceNormalization",
+        "LayerNormalization",
+    ]
+    for model in models:
+        layers = [type(layer).__name__ for layer in model.layers]
+        assert layers[:2] == ["Reshape", "Conv2D"]
+        assert layers[3:] == ["Flatten", "Dense", "Dropout", "Dense"]
+        assert [one.shape for one in model.layers[2].weights] == [(10,), (10,)]
+    accuracy = namespace.get("accuracy") or namespace.get("exactitud")
+    assert len(accuracy) == 3
+    assert min(accuracy.values()) > 0.8  # chance is 0.1
+
+
+def test_both_tutorials_have_the_same_parts():
+    notebooks = [json.loads((TUTORIALS / f"{name}.ipynb").read_text("utf-8")) for name in NAMES]
+    kinds = [[cell["cell_type"] for cell in notebook["cells"]] for notebook in notebooks]
+    assert kinds[0] == kinds[1]
+    texts = ["".join(line for c in n["cells"] for line in c["source"]) for n in notebooks]
+    for text in texts:
+        for paper in ("1607.06450", "1607.08022", "1803.08494"):
+            assert f"https://arxiv.org/abs/{paper}" in text
+    formulas = [re.findall(r"\$\$.*?\$\$", text, re.S) for text in texts]
+    assert formulas[0] == formulas[1] != []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_is_what_is_made_of_its_script(name):
+    pytest.importorskip("jupytext", reason="jupytext makes the notebooks")
+    made = runpy.run_path(str(TUTORIALS / "build.py"))["notebook"](TUTORIALS / f"{name}.py")
+    stored = (TUTORIALS / f"{name}.ipynb").read_text(encoding="utf-8")
+    assert stored == made, "run python docs/tutorials/build.py"
+
+
+def test_the_original_changes_in_one_line():
+    pytest.importorskip("libcst", reason="migrate-code needs LibCST")
+    from evenkeel.migrate_code.rewrite import rewrite
+
+    result = rewrite(ORIGINAL.encode())
+    assert result.source.decode() == MIGRATED
+    assert result.uses == []
+    lines = difflib.ndiff(ORIGINAL.split("\n"), MIGRATED.split("\n"))
+    assert [line for line in lines if line[0] in "+-"] == [
+        "- import tensorflow_addons as tfa",
+        "+ import evenkeel as tfa",
+    ]
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="it is written for tf.keras")
+# Keras 3 advises another way to give the input's shape, and takes this one.
+@pytest.mark.filterwarnings("ignore:Do not pass an `input_shape`:UserWarning")
+def test_the_original_runs_under_tf_keras(mnist, capsys):
+    import evenkeel
+
+    namespace = {}
+    exec(compile(MIGRATED, "original", "exec"), namespace)
+    printed = capsys.readouterr().out
+    assert namespace["tfa"] is evenkeel
+    assert namespace["tf"].keras.__version__ == keras.__version__
+    assert printed.count("20/20") >= 3
+    assert "accuracy:" in printed
+    accuracy = namespace["model"].evaluate(namespace["x_train"], namespace["y_train"], verbose=0)
+    assert accuracy[1] > 0.8  # chance is 0.1

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evenkeel.view import View, axes_view, canonical_axes, check_groups, group_view
+from evenkeel.view import (
+    View,
+    axes_view,
+    canonical_axes,
+    channel_view,
+    check_groups,
+    group_view,
+)
 
 SHAPES = {2: (3, 12), 3: (2, 5, 12), 4: (2, 3, 4, 12), 5: (2, 3, 4, 2, 12)}
 
@@ -71,7 +78,8 @@ def check(view: View, shape, labels):
         (axes_view(4, (1, 3)), (2, 3, 4, 5), (2, 3, 4, 5)),
         (axes_view(4, (0, 1, 2), (3,)), (2, 3, 4, 5), (1, 24, 5, 1)),
         (axes_view(4, (0, 2, 3), (1,)), (2, 3, 4, 5), (1, 2, 3, 20)),
-        (axes_view(4, (1, 2), (3,)), (2, 3, 4, 5), (2, 12, 5, 1)),
+        (channel_view(4, [1, 2]), (2, 3, 4, 5), (2, 12, 5, 1)),
+        (channel_view(4, [2, 3]), (2, 3, 4, 5), (1, 1, 6, 20)),
         (axes_view(4, (0, 2)), (2, 3, 4, 5), (1, 1, 15, 8)),
     ],
 )
@@ -103,6 +111,16 @@ def test_axes_views_by_definition(rank):
     for count in range(1, rank + 1):
         for reduced in itertools.combinations(range(rank), count):
             check(axes_view(rank, reduced), SHAPES[rank], definition(SHAPES[rank], reduced))
+
+
+@pytest.mark.parametrize("rank", SHAPES)
+def test_channel_views_by_definition(rank):
+    for channel in range(1, rank):
+        reduced = [axis for axis in range(1, rank) if axis != channel]
+        for axes in (reduced, [axis - rank for axis in reversed(reduced)]):
+            view = channel_view(rank, axes)
+            assert view.parameter_axes == (channel,)
+            check(view, SHAPES[rank], definition(SHAPES[rank], reduced))
 
 
 @given(st.data())

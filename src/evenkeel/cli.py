@@ -1,4 +1,4 @@
-"""The command line: `evenkeel compare | explain | bench | migrate | config`.
+"""The command line: `evenkeel compare | explain | bench | migrate | migrate-code | config`.
 
 Each command is a parser beside the function that runs it. The plotting, progress and data
 libraries that a command needs are imported when it runs, never at the top of this file.
@@ -147,9 +147,9 @@ def add_migrate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser = commands.add_parser(
         "migrate",
         help="turn a model that Keras 2 and TensorFlow Addons saved into a .keras file of Keras 3",
-        description="Read a model of Keras 2, write it as a .keras file of Keras 3, and compare the two. "
-        "Reading needs neither TensorFlow nor TensorFlow Addons; a SavedModel runs where TensorFlow "
-        "is installed.",
+        description="Read a model of Keras 2, write it as a .keras file of Keras 3, and compare "
+        "the two. Reading needs neither TensorFlow nor TensorFlow Addons; a SavedModel runs where "
+        "TensorFlow is installed.",
     )
     parser.add_argument("old", help="an .h5 or .keras file, or a SavedModel folder")
     parser.add_argument("new", metavar="new.keras", help="the file to write")
@@ -173,6 +173,31 @@ def run_migrate(options: argparse.Namespace) -> int:
     return 0
 
 
+def add_migrate_code(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the parser of `evenkeel migrate-code`."""
+    parser = commands.add_parser(
+        "migrate-code",
+        help="rewrite source code that imports TensorFlow Addons",
+        description="Show how source code that imports TensorFlow Addons looks with evenkeel, as "
+        "a diff, and list the uses that evenkeel does not cover, with what Keras 3 has for them.",
+    )
+    parser.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="a Python file, a notebook, or a folder with such files",
+    )
+    parser.add_argument("--write", action="store_true", help="rewrite the files")
+    parser.set_defaults(run=run_migrate_code)
+
+
+def run_migrate_code(options: argparse.Namespace) -> int:
+    """Show or make the changes."""
+    from evenkeel.migrate_code import migrate_code
+
+    return migrate_code(options.files, write=options.write)
+
+
 def add_config(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Declare `evenkeel config`."""
     parser = commands.add_parser("config", help="versions, and which implementations can be used")
@@ -192,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; wrong input is one sentence on stderr and exit code 2."""
     parser = argparse.ArgumentParser(prog="evenkeel", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (add_compare, add_explain, add_bench, add_migrate, add_config):
+    for add in (add_compare, add_explain, add_bench, add_migrate, add_migrate_code, add_config):
         add(commands)
     options = parser.parse_args(arguments)
     try:

@@ -24,6 +24,5 @@ def split(vector: np.ndarray, shapes: list[tuple[int, ...]]) -> list[np.ndarray]
     ends = np.cumsum([np.prod(shape, dtype=int) for shape in shapes])
     assert ends[-1] == vector.size
     return [
-        part.reshape(shape)
-        for part, shape in zip(np.split(vector, ends[:-1]), shapes, strict=True)
+        part.reshape(shape) for part, shape in zip(np.split(vector, ends[:-1]), shapes, strict=True)
     ]

@@ -177,6 +177,17 @@ def test_half_precision(policy, learned, rng):
         assert_within_the_promise(layer, rounded, y, dtype=half)
 
 
+@pytest.mark.skipif(BACKEND == "jax", reason="JAX has no float64 unless told otherwise")
+@pytest.mark.parametrize("learned", [False, True])
+def test_float64(learned, rng):
+    layer = make((3, 40, 5), rng, axis=1, learned_epsilon=learned, dtype="float64")
+    assert all(one.dtype == "float64" for one in layer.weights)
+    x = rng.normal(3, 2, (3, 40, 5))
+    y = layer(x)
+    assert keras.backend.standardize_dtype(y.dtype) == "float64"
+    np.testing.assert_allclose(ops.convert_to_numpy(y), expected(layer, x), rtol=0, atol=4e-14)
+
+
 def test_huge_inputs_are_finite(rng):
     layer = make((3, 900, 5), rng, axis=1, learned_epsilon=True)
     x = (1e18 * rng.normal(size=(3, 900, 5))).astype("float32")

@@ -37,6 +37,17 @@ def test_a_layer_with_and_without_a_mask(kind, rng, compile_whole):
     assert_close(traced(*tensors), expected(layer, x, mask))
 
 
+@pytest.mark.parametrize("learned", [False, True])
+def test_filter_response_normalization(learned, rng, compile_whole):
+    layer = evenkeel.FilterResponseNormalization(axis=1, learned_epsilon=learned)
+    x = rng.normal(0.5, 2, (3, 6, 4)).astype("float32")
+    layer.build(x.shape)
+    randomize(layer, rng)
+    traced = compile_whole(layer)
+    tensor = ops.convert_to_tensor(x)
+    assert_close(traced(tensor), ops.convert_to_numpy(layer(tensor)))
+
+
 def test_layers_of_different_views_and_inputs_of_different_sizes(rng, compile_whole):
     # What is compiled for one layer must not serve another of the same class.
     traced = compile_whole(lambda layer, x: layer(x))

@@ -63,14 +63,16 @@ def predict(model, x):
 def error(found, wanted):
     """The largest |found - wanted| / max(1, |wanted|)."""
     return max(
-        float(np.max(np.abs(a - b) / np.maximum(1, np.abs(b)))) for a, b in zip(found, wanted, strict=True)
+        float(np.max(np.abs(a - b) / np.maximum(1, np.abs(b))))
+        for a, b in zip(found, wanted, strict=True)
     )
 
 
 def promised(layer, x):
     """What the promise allows the layer's output to be off, element by element."""
     weights = {
-        one.name: keras.ops.convert_to_numpy(one).astype("float64").reshape(-1) for one in layer.weights
+        one.name: keras.ops.convert_to_numpy(one).astype("float64").reshape(-1)
+        for one in layer.weights
     }
     gamma, beta = weights.get("gamma"), weights.get("beta")
     view = build_view(x.shape, **layer.partition())
@@ -80,5 +82,7 @@ def promised(layer, x):
     s = np.abs(scaled)
     if beta is not None:
         size = len(beta)
-        s = s + np.abs(reference.normalize(x.astype("float64"), np.zeros(size), beta, view, **options))
+        s = s + np.abs(
+            reference.normalize(x.astype("float64"), np.zeros(size), beta, view, **options)
+        )
     return FORWARD["float32"] * np.maximum(1, s)

@@ -1,8 +1,6 @@
 """Broken and malicious files: one clear error, nothing run, nothing written."""
 
-import io
 import json
-import pathlib
 import random
 import zipfile
 
@@ -13,7 +11,6 @@ import evenkeel
 from evenkeel.errors import InputError
 from evenkeel.migrate import checkpoint, files
 from evenkeel.migrate.configs import Conversion
-from migrate.models import WEIGHTS
 
 h5py = pytest.importorskip("h5py")
 
@@ -46,7 +43,9 @@ def test_truncated_files(form, part, addons, tmp_path):
 def test_a_truncated_checkpoint(addons, tmp_path):
     for one in (addons("branches") / "checkpoint").iterdir():
         data = one.read_bytes()
-        (tmp_path / one.name).write_bytes(data if one.name == "checkpoint" else data[: len(data) // 2])
+        (tmp_path / one.name).write_bytes(
+            data if one.name == "checkpoint" else data[: len(data) // 2]
+        )
     with pytest.raises(InputError, match="is not a checkpoint, or broken"):
         files.read(tmp_path)
     (tmp_path / "weights.index").unlink()
@@ -119,13 +118,23 @@ def test_hdf5_files_that_bite(tmp_path):
 
 def test_code_in_a_config_does_not_run(addons, tmp_path):
     """In a Lambda, as an activation, or as any class that Keras or Python could import."""
-    marshaled = {"class_name": "__lambda__", "config": {"code": "4wE=", "defaults": None, "closure": None}}
-    imported = {"module": "os", "class_name": "function", "config": "system", "registered_name": "system"}
+    marshaled = {
+        "class_name": "__lambda__",
+        "config": {"code": "4wE=", "defaults": None, "closure": None},
+    }
+    imported = {
+        "module": "os",
+        "class_name": "function",
+        "config": "system",
+        "registered_name": "system",
+    }
     fetch = {"module": "keras.utils", "class_name": "function", "config": "get_file"}
     for value in (marshaled, imported, fetch, "get_file"):
         dense = {"name": "d", "units": 3, "activation": value}
         config = {"name": "s", "layers": [{"class_name": "Dense", "config": dense}]}
-        with pytest.raises(InputError, match=r"Python code in d/activation|counterpart to d/activation"):
+        with pytest.raises(
+            InputError, match=r"Python code in d/activation|counterpart to d/activation"
+        ):
             Conversion(None, True).model({"class_name": "Sequential", "config": config})
     for name in ("os.system", "get_file", "Layer>x", "__lambda__", "function", "backend"):
         layers = [{"class_name": name, "config": {"name": "d"}, "module": "os"}]
@@ -143,7 +152,9 @@ def test_sizes_that_the_weights_do_not_bear_out(addons, tmp_path):
     refused(path, r"dense.units=3000000000, .* no array in the file is that long")
 
 
-SEEDS = 60
+# The readers are the same on every backend: one, which is quick, gets most of the files.
+MANY = keras.backend.backend() == "torch"
+SEEDS = 60 if MANY else 12
 
 
 def mutated(data, chance):
@@ -176,7 +187,7 @@ def test_mutated_hdf5_files_are_read_or_refused(addons, tmp_path):
         path.write_bytes(mutated(data, random.Random(seed)))
         read += read_or_refuse(path) is not None
     assert [one.name for one in tmp_path.iterdir()] == ["model.h5"]
-    assert 0 < read < SEEDS // 3
+    assert 0 < read < SEEDS // 3 or not MANY
 
 
 def test_mutated_zip_archives_are_refused_or_as_they_were(addons, tmp_path):
@@ -197,10 +208,12 @@ def test_mutated_checkpoints_are_read_or_refused(addons, tmp_path):
     for seed in range(SEEDS * 10):
         chance = random.Random(seed)
         (tmp_path / "w.index").write_bytes(mutated(index, chance) if seed % 2 else index)
-        (tmp_path / "w.data-00000-of-00001").write_bytes(data if seed % 2 else mutated(data, chance))
+        (tmp_path / "w.data-00000-of-00001").write_bytes(
+            data if seed % 2 else mutated(data, chance)
+        )
         read += read_or_refuse(tmp_path / "w") is not None
     assert len(list(tmp_path.iterdir())) == 2
-    assert 0 < read < SEEDS * 10
+    assert 0 < read < SEEDS * 10 or not MANY
 
 
 def test_mutated_metadata_is_read_or_refused(addons, tmp_path):
@@ -223,7 +236,22 @@ def nodes(value, found=None):
     return found
 
 
-STRANGE = [None, True, -1, 0, 10**12, 1e300, "", "x", "../x", [], [None], {}, {"class_name": "Dense"}, [[[[]]]]]
+STRANGE = [
+    None,
+    True,
+    -1,
+    0,
+    10**12,
+    1e300,
+    "",
+    "x",
+    "../x",
+    [],
+    [None],
+    {},
+    {"class_name": "Dense"},
+    [[[[]]]],
+]
 
 
 def twisted(config, chance):

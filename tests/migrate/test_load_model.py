@@ -115,7 +115,10 @@ def test_half_precision_comes_along(addons, stored):
 def test_layers_keep_their_names_and_arguments(addons):
     model = evenkeel.load_model(addons("arguments") / "model.h5", compile=False)
     first, second, third, fourth, fifth = model.layers[:5]
-    assert [one.name for one in model.layers[:2]] == ["group_normalization", "group_normalization_1"]
+    assert [one.name for one in model.layers[:2]] == [
+        "group_normalization",
+        "group_normalization_1",
+    ]
     assert first.gamma is None
     assert isinstance(first.beta_constraint, keras.constraints.NonNeg)
     assert isinstance(first.beta_regularizer, keras.regularizers.L1)
@@ -148,8 +151,10 @@ def test_all_layers_that_cannot_be_mapped_are_named_at_once(form, addons):
         evenkeel.load_model(addons("custom") / form)
     assert str(caught.value) == (
         "Keras 3 and evenkeel have no counterpart to inner/shift_inside (mine>Shift); timed/layer "
-        "(mine>Shift); maxout (Addons>Maxout); tf.__operators__.add (TFOpLambda: __operators__.add). "
-        "Pass custom_objects={NAME: a Keras 3 class or function} to evenkeel.load_model for those that "
+        "(mine>Shift); maxout (Addons>Maxout); tf.__operators__.add (TFOpLambda: "
+        "__operators__.add). "
+        "Pass custom_objects={NAME: a Keras 3 class or function} to evenkeel.load_model for those "
+        "that "
         "you have."
     )
 
@@ -194,7 +199,7 @@ class AddLambda(keras.layers.Layer):
 @pytest.mark.parametrize("form", ["model.h5", "model.keras"])
 def test_custom_objects_fill_the_gaps(form, addons, stored):
     io = stored("custom")
-    custom = {"mine>Shift": Shift, "Addons>Maxout": Maxout, "TFOpLambda": AddLambda}
+    custom = {"mine>Shift": Shift, "Maxout": Maxout, "TFOpLambda": AddLambda}
     model = evenkeel.load_model(addons("custom") / form, custom_objects=custom)
     assert error(predict(model, io["x"]), outputs(io)) <= 1e-5
     model.train_on_batch(io["x"], io["target0"])
@@ -203,7 +208,9 @@ def test_custom_objects_fill_the_gaps(form, addons, stored):
 
 @pytest.mark.parametrize("form", ["model.h5", "model.keras"])
 def test_code_in_a_file_runs_only_unsafely(form, addons):
-    with pytest.raises(InputError, match=r"Python code in the Lambda layer inner/lambda, .*safe_mode=False"):
+    with pytest.raises(
+        InputError, match=r"Python code in the Lambda layer inner/lambda, .*safe_mode=False"
+    ):
         evenkeel.load_model(addons("lambdas") / form)
 
 

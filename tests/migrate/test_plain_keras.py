@@ -11,7 +11,13 @@ from processes import run_python
 
 # Keras 3 itself does not read these of Keras 2, with or without Addons: functional .keras files,
 # functional models in others, RNNs, dtype policies, and arguments that are gone.
-SEQUENTIAL = ["channels_first", "arguments", "learned_epsilon", "weight_normalized", "legacy_optimizer"]
+SEQUENTIAL = [
+    "channels_first",
+    "arguments",
+    "learned_epsilon",
+    "weight_normalized",
+    "legacy_optimizer",
+]
 PLAIN = [
     *every([*SMALL, *SEQUENTIAL], ("model.h5", "model.keras")),
     ("branches", "model.h5"),
@@ -38,7 +44,9 @@ def test_old_names_are_read_and_new_ones_written():
 def test_keras_is_as_it_was():
     """No global name but Addons' and evenkeel's own."""
     objects = keras.saving.get_custom_objects()
-    ours = {key for key, one in objects.items() if "evenkeel" in str(getattr(one, "__module__", ""))}
+    ours = {
+        key for key, one in objects.items() if "evenkeel" in str(getattr(one, "__module__", ""))
+    }
     assert all(">" in key for key in ours)
     for name in ("mse", "GroupNormalization", "Functional"):
         assert name not in objects

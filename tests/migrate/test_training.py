@@ -21,7 +21,8 @@ def load(path):
 def test_an_optimizer_of_addons_is_dropped(form, addons, stored):
     model, said = load(addons("addons_optimizer") / form)
     assert said == [
-        "The optimizer Addons>Lookahead was dropped: Keras 3 does not have it. Keras' default, RMSprop, "
+        "The optimizer Addons>Lookahead was dropped: Keras 3 does not have it. Keras' default, "
+        "RMSprop, "
         "stands in for it until you compile the model with another."
     ]
     assert isinstance(model.optimizer, keras.optimizers.RMSprop)
@@ -35,7 +36,8 @@ def test_an_optimizer_of_addons_is_dropped(form, addons, stored):
 def test_a_loss_and_a_metric_of_addons_are_dropped(form, addons):
     model, said = load(addons("addons_loss") / form)
     assert said[0] == (
-        "The loss Addons>SigmoidFocalCrossEntropy was dropped: Keras 3 does not have it. Compile the "
+        "The loss Addons>SigmoidFocalCrossEntropy was dropped: Keras 3 does not have it. Compile "
+        "the "
         "model with a loss before you train it."
     )
     assert len(said) == 2
@@ -97,15 +99,27 @@ def test_losses_metrics_weights_and_arguments(addons, stored):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"optimizer": None, "loss": "mse"}, "The optimizer was dropped: the file does not name one."),
+        (
+            {"optimizer": None, "loss": "mse"},
+            "The optimizer was dropped: the file does not name one.",
+        ),
         ({"optimizer": "adam", "loss": "nonsense"}, "The loss nonsense was dropped"),
         ({"optimizer": "adam", "loss": 3}, "The loss 3 was dropped"),
         ({"optimizer": "adam", "loss": "mse", "metrics": ["odd"]}, "The metric odd was dropped"),
-        ({"optimizer": "adam", "metrics": {"class_name": 3, "config": 4}}, "The compile settings were dropped"),
+        (
+            {"optimizer": "adam", "metrics": {"class_name": 3, "config": 4}},
+            "The compile settings were dropped",
+        ),
         ({"optimizer": {"class_name": "Adam", "config": {"beta_1": []}}}, None),
         (
-            {"optimizer": {"class_name": "SGD", "config": {"learning_rate": {"class_name": "Odd"}}}},
-            "The optimizer SGD was dropped, since Keras 3 says: there is no learning rate schedule Odd.",
+            {
+                "optimizer": {
+                    "class_name": "SGD",
+                    "config": {"learning_rate": {"class_name": "Odd"}},
+                }
+            },
+            "The optimizer SGD was dropped, since Keras 3 says: there is no learning rate "
+            "schedule Odd.",
         ),
         (
             {"optimizer": {"class_name": "SGD", "config": {"warm_up": 7}}, "loss": "mse"},

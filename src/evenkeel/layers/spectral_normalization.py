@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from evenkeel.layers.wrapper import KernelWrapper, Shape, Substitution, Tensor, stored
+from evenkeel.layers.wrapper import KernelWrapper, Shape, Substitution, Tensor, polar, stored
 
 
 @keras.saving.register_keras_serializable("evenkeel")
@@ -96,8 +96,8 @@ class SpectralNormalization(KernelWrapper):
         constant = ops.stop_gradient(w)
         start = u = stored(self.sn_u)
         for _ in range(self.power_iterations):
-            v = normalized(ops.matmul(u, ops.transpose(constant)))
-            u = normalized(ops.matmul(v, constant))
+            v, _ = polar(ops.matmul(u, ops.transpose(constant)))
+            u, _ = polar(ops.matmul(v, constant))
         sigma = ops.sum(ops.matmul(v, w) * u)
         # Where u meets only zeros it would stay zero for good, and sigma with it.
         vanished = sigma == 0
@@ -124,8 +124,3 @@ class SpectralNormalization(KernelWrapper):
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {**super().get_config(), "power_iterations": self.power_iterations}
-
-
-def normalized(x: Tensor) -> Tensor:
-    """X / |x|, over all its elements; zero where x is zero."""
-    return x * ops.rsqrt(ops.maximum(ops.sum(ops.square(x)), 1e-12))

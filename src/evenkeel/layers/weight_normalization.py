@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from evenkeel.layers.wrapper import KernelWrapper, Shape, Substitution, Tensor, stored
+from evenkeel.layers.wrapper import KernelWrapper, Shape, Substitution, Tensor, polar, stored
 
 DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 
@@ -133,7 +133,7 @@ class WeightNormalization(KernelWrapper):
             if self.data_init:
                 values = self._from_batch(inputs, training, mask)
             else:
-                values = [norm(stored(self.v), self.axes)]
+                values = [self._length()]
             return [ops.stop_gradient(a - stored(b)) for a, b in zip(values, learned, strict=True)]
 
         initialized = known(self.initialized.value)
@@ -146,12 +146,20 @@ class WeightNormalization(KernelWrapper):
                 variable.assign(value)
             self.initialized.assign(ops.ones((), "bool"))
         g, *bias = (stored(one) + offset for one, offset in zip(learned, initial, strict=True))
-        values = [(self.v, normalized(stored(self.v), self.axes) * g)]
-        values += [(self.bias, one) for one in bias]
-        substitution = Substitution(values)
+        substitution = Substitution(
+            [(self.v, self._direction() * g), *((self.bias, one) for one in bias)]
+        )
         outputs = self.call_layer(substitution, inputs, training, mask)
         substitution.apply(self)
         return outputs
+
+    def _direction(self) -> Tensor:
+        """V / |v|."""
+        return polar(stored(self.v), self.axes)[0]
+
+    def _length(self) -> Tensor:
+        """|v|, of g's shape."""
+        return ops.squeeze(polar(stored(self.v), self.axes)[1], self.axes)
 
     def _from_batch(self, inputs: Any, training: bool | None, mask: Any) -> list[Tensor]:
         """g, and the bias if there is one, that the first batch asks for."""
@@ -187,11 +195,11 @@ class WeightNormalization(KernelWrapper):
                 "before remove()."
             )
         if self.data_init or ops.convert_to_numpy(self.initialized):
-            self.v.assign(normalized(stored(self.v), self.axes) * self.effective_g)
+            self.v.assign(self._direction() * self.effective_g)
             if self.bias is not None:
                 self.bias.assign(self.effective_bias)
             self.reset_own_weights()
-            self.g.assign(norm(stored(self.v), self.axes))
+            self.g.assign(self._length())
             self.initialized.assign(ops.ones((), "bool"))
         return self.layer
 
@@ -237,19 +245,10 @@ class WeightNormalization(KernelWrapper):
 
 
 def known(flag: Tensor) -> bool | None:
-    """The flag's value; None inside a compiled function, which learns it when it runs."""
+    """The flag's value; None in a compiled function of TensorFlow or JAX, which learns it later."""
     try:
         return bool(flag)
     except TypeError:
         return None
-
-
-def norm(v: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """|v| over the axes."""
-    return ops.sqrt(ops.sum(ops.square(v), axes))
-
-
-def normalized(v: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """V / |v| over the axes; zero, with a finite gradient, where v is zero."""
-    squares = ops.sum(ops.square(v), axes, keepdims=True)
-    return v * ops.rsqrt(ops.maximum(squares, 1e-12))
+    except RuntimeError:  # PyTorch where it exports, or works out shapes: as if called before
+        return True

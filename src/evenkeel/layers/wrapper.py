@@ -22,7 +22,8 @@ class Substitution(keras.StatelessScope):
 
     def __init__(self, values: list[tuple[keras.Variable, Tensor]]) -> None:
         super().__init__(collect_losses=True)
-        self.values = {id(variable): value for variable, value in values}
+        # In the variable's own dtype: an autocast scope applies to these values, too.
+        self.values = {id(one): ops.cast(value, own_value(one).dtype) for one, value in values}
         self.updates: dict[int, tuple[keras.Variable, Tensor]] = {}
 
     def get_current_value(self, variable: keras.Variable) -> Tensor | None:
@@ -40,19 +41,41 @@ class Substitution(keras.StatelessScope):
         self.updates[id(variable)] = update
 
     def apply(self, layer: keras.Layer) -> None:
-        """Make the assignments; give the losses to `layer`."""
+        """Make the assignments; hand on the losses, to `layer` where no scope collects them."""
         for variable, value in self.updates.values():
             variable.assign(value)
         for loss in self.losses:
-            layer.add_loss(loss)
+            if self.original_scope is None:
+                layer.add_loss(loss)
+            elif self.original_scope.collect_losses:
+                self.original_scope.add_loss(loss)  # which layer's it is, Keras knows
+
+
+def own_value(variable: keras.Variable) -> Tensor:
+    """A variable's value in its own dtype, also where a policy computes in half precision."""
+    with AutocastScope(None):
+        return ops.convert_to_tensor(variable.value)
 
 
 def stored(variable: keras.Variable) -> Tensor:
-    """A variable's value in at least float32, also where a policy computes in half precision."""
-    with AutocastScope(None):
-        value = ops.convert_to_tensor(variable.value)
-    dtype = keras.backend.standardize_dtype(value.dtype)
-    return value if dtype == "float64" else ops.cast(value, "float32")
+    """A variable's value in float64 if it has that dtype, and in float32 otherwise."""
+    value = own_value(variable)
+    wide = keras.backend.standardize_dtype(value.dtype) == "float64"
+    return value if wide else ops.cast(value, "float32")
+
+
+def polar(x: Tensor, axes: tuple[int, ...] | None = None) -> tuple[Tensor, Tensor]:
+    """The direction x / |x| and the length |x| over the axes, which it keeps; of zeros, zeros.
+
+    Divided by its largest element first, x may be as large or small as its dtype allows.
+    """
+    largest = ops.stop_gradient(ops.max(ops.abs(x), axes, keepdims=True))
+    largest = ops.where(largest == 0, ops.ones_like(largest), largest)
+    x = x / largest
+    squares = ops.sum(ops.square(x), axes, keepdims=True)
+    zero = squares == 0
+    length = ops.sqrt(ops.where(zero, ops.ones_like(squares), squares))
+    return x / length, ops.where(zero, ops.zeros_like(length), length) * largest
 
 
 class KernelWrapper(keras.layers.Wrapper):
@@ -70,6 +93,8 @@ class KernelWrapper(keras.layers.Wrapper):
             )
         kwargs.setdefault("dtype", layer.dtype_policy)
         super().__init__(layer, **kwargs)
+        if not self.trainable:
+            layer.trainable = False  # else a model would train its variables
         self.supports_masking = layer.supports_masking
         self.accepted = set(inspect.signature(layer.call).parameters) & {"training", "mask"}
 
@@ -124,14 +149,16 @@ class KernelWrapper(keras.layers.Wrapper):
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        return super().get_config()
+        config: dict[str, Any] = super().get_config()
+        return config
 
     @classmethod
     def from_config(
         cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
     ) -> "KernelWrapper":
         """Make the wrapper of a config, of Keras 3 or of TensorFlow Addons."""
-        nested = {**config["layer"], "config": {**config["layer"]["config"]}}
+        nested = {"module": "keras.layers", **config["layer"]}  # Keras 2 did not always name it
+        nested["config"] = {**nested["config"]}
         if not nested["config"].get("time_major", True):
             del nested["config"]["time_major"]  # Keras 2 wrote it for every RNN; Keras 3 has none
         layer = keras.layers.deserialize(nested, custom_objects=custom_objects)

@@ -1,9 +1,9 @@
 """Open what Keras 2 and TensorFlow Addons saved.
 
 `load_model` reads a whole model, `load_weights` weights alone, and `migrate` makes a new file and
-compares it with the old one. The files of this package: `files`, `hdf5` and
-`checkpoint` read, `configs` and `addons` rewrite the config, `weights` and `training` fill the model,
-`migration` writes it and `verify` compares.
+compares it with the old one. Of the files here `files`, `hdf5` and `checkpoint` read, `configs` and
+`addons` rewrite the config, `weights` and `training` fill the model, `migration` writes it and
+`verify` compares.
 """
 
 import os
@@ -65,8 +65,8 @@ def load_weights(model: Any, path: str | os.PathLike[str]) -> None:
 
     Args:
         model: the model, built.
-        path: weights alone (.h5 of `save_weights`, .weights.h5, the prefix or folder of a TensorFlow
-            checkpoint), or any file that `load_model` reads. None of them needs TensorFlow.
+        path: weights alone (.h5 of `save_weights`, .weights.h5, the prefix or folder of a
+            TensorFlow checkpoint), or any file that `load_model` reads. None needs TensorFlow.
 
     Raises:
         InputError: the file is missing or broken, or its weights do not fit; the message names
@@ -98,7 +98,8 @@ def load(
         raise
     except MALFORMED as error:
         raise InputError(
-            f"The config in {saved.path} is not as Keras 2 writes one: {type(error).__name__}: {error}"
+            f"The config in {saved.path} is not as Keras 2 writes one: {type(error).__name__}: "
+            f"{error}"
         ) from error
     check_sizes(conversion, saved)
     compiling = Compiling(custom_objects)
@@ -120,7 +121,8 @@ def check_sizes(conversion: Conversion, saved: files.Saved) -> None:
     for path, size in conversion.sizes:
         if size > longest:
             raise InputError(
-                f"The config in {saved.path} says {path}={size}, but no array in the file is that long "
+                f"The config in {saved.path} says {path}={size}, but no array in the file is that "
+                "long "
                 f"(the longest has {longest}): it is broken, or made to fill the memory."
             )
 

@@ -104,7 +104,8 @@ def read(prefix: pathlib.Path) -> Checkpoint:
         graph = entries.pop(GRAPH, None)
         if graph is None:
             raise InputError(
-                f"{prefix} names variables and not the objects that own them, as TensorFlow 1 wrote "
+                f"{prefix} names variables and not the objects that own them, as TensorFlow 1 "
+                "wrote "
                 "checkpoints; load it in Keras 2 and save it as .h5."
             )
         nodes = object_graph(string(graph, data))

@@ -1,7 +1,7 @@
 """The config of a Keras 2 model, rewritten as Keras 3 writes it.
 
-`Conversion.model` walks the config once. What it cannot map it collects with its path in the model, so
-that one error names all of it; what became of each layer it keeps for the report.
+`Conversion.model` walks the config once. What it cannot map it collects with its path in the model,
+so that one error names all of it; what became of each layer it keeps for the report.
 """
 
 import dataclasses
@@ -90,12 +90,14 @@ class Conversion:
         if self.unmapped:
             sentences.append(
                 f"Keras 3 and evenkeel have no counterpart to {'; '.join(self.unmapped)}. Pass "
-                "custom_objects={NAME: a Keras 3 class or function} to evenkeel.load_model for those that "
+                "custom_objects={NAME: a Keras 3 class or function} to evenkeel.load_model for "
+                "those that "
                 "you have."
             )
         if self.code:
             sentences.append(
-                f"The file has Python code in {', '.join(self.code)}, which is not run unless you trust "
+                f"The file has Python code in {', '.join(self.code)}, which is not run unless you "
+                "trust "
                 "the file and pass safe_mode=False."
             )
         if sentences:
@@ -132,7 +134,9 @@ class Conversion:
         row = Row(path, shown, "")
         if path:
             self.rows.append(row)
-        custom = self.custom(registered, name, shown, addon)
+        custom = self.custom(registered, name, shown)
+        if custom is None and name.split(">")[-1] in self.custom_objects:
+            custom = name.split(">")[-1]
         if custom:
             row.new, row.note = custom, "yours"
             return {**named(config, custom), "module": None, "registered_name": custom}
@@ -160,9 +164,8 @@ class Conversion:
             config = self.code_of(config, path)
         elif name == "LeakyReLU" and "alpha" in config:
             config["negative_slope"] = config.pop("alpha")
-        elif name == "BatchNormalization" and isinstance(config.get("axis"), list):
-            if len(config["axis"]) == 1:
-                (config["axis"],) = config["axis"]
+        elif name == "BatchNormalization":
+            config["axis"] = single(config.get("axis", -1))
         return named(self.arguments(cls, config, path, row), name, "keras.layers")
 
     def arguments(self, cls: Any, config: Json, path: str, row: Row) -> Json:
@@ -405,11 +408,11 @@ def ending(value: Any, kinds: Mapping[Any, Any]) -> Any:
 
 
 def without_tuples(value: Any) -> Any:
-    """The config with lists for the tuples that SavedModels mark, and without marks of sharing."""
+    """The config with lists for the tuples that SavedModels mark."""
     if isinstance(value, list):
         return [without_tuples(one) for one in value]
     if not isinstance(value, dict):
         return value
     if value.get("class_name") == "__tuple__" and isinstance(value.get("items"), list):
         return [without_tuples(one) for one in value["items"]]
-    return {key: without_tuples(one) for key, one in value.items() if key != "shared_object_id"}
+    return {key: without_tuples(one) for key, one in value.items()}

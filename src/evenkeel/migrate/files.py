@@ -63,7 +63,8 @@ def read(path: str | os.PathLike[str]) -> Saved:
         if (file / "checkpoint").exists():
             return read_checkpoint(checkpoint.latest(file))
         raise InputError(
-            f"{path} is a folder without saved_model.pb or checkpoint; expected a SavedModel of Keras 2 "
+            f"{path} is a folder without saved_model.pb or checkpoint; expected a SavedModel of "
+            "Keras 2 "
             "or a TensorFlow checkpoint."
         )
     if not file.is_file():
@@ -143,7 +144,8 @@ def check_archive(path: str, archive: zipfile.ZipFile, size: int) -> None:
     unfolded = sum(member.file_size for member in archive.infolist())
     if unfolded > SLACK + EXPANSION * size:
         raise InputError(
-            f"{path} unfolds from {size} to {unfolded} bytes, far more than a model does: it may be a "
+            f"{path} unfolds from {size} to {unfolded} bytes, far more than a model does: it may "
+            "be a "
             "decompression bomb."
         )
 
@@ -153,7 +155,8 @@ def read_saved_model(folder: pathlib.Path) -> Saved:
     metadata = folder / "keras_metadata.pb"
     if not metadata.is_file():
         raise InputError(
-            f"{folder} has no keras_metadata.pb: a SavedModel without a Keras model's config cannot become "
+            f"{folder} has no keras_metadata.pb: a SavedModel without a Keras model's config "
+            "cannot become "
             "a Keras model; keras.layers.TFSMLayer runs it for inference on TensorFlow."
         )
     text = checkpoint.model_metadata(metadata)
@@ -164,7 +167,8 @@ def read_saved_model(folder: pathlib.Path) -> Saved:
     weights = checkpoint.read(folder / "variables" / "variables")
     if "config" not in config:
         raise InputError(
-            f"The model in {folder} has no config: a subclass of keras.Model cannot be made again from "
+            f"The model in {folder} has no config: a subclass of keras.Model cannot be made again "
+            "from "
             "its file; make it in Python and call evenkeel.load_weights(model, path)."
         )
     return Saved(str(folder), "saved_model", config, training, weights, "2")

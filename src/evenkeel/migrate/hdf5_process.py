@@ -1,17 +1,18 @@
 """A process of its own that reads an HDF5 file from stdin and writes what is in it to stdout.
 
-The HDF5 library is C, and a broken or malicious file can make it crash or run for ever. Here that ends
-this process only, which `hdf5.py` starts, limits and waits for. It is run by its path and imports
-nothing of evenkeel.
+The HDF5 library is C, and a broken or malicious file can make it crash or run for ever. Here that
+ends this process only, which `hdf5.py` starts, limits and waits for. It is run by its path and
+imports nothing of evenkeel.
 
 Output: the length of a JSON header (8 bytes, little-endian), the header, the bytes of the arrays.
-The header is {"groups": {path: {attribute: text, texts or number}}, "arrays": [[path, dtype, shape]]},
-or {"error": why the file is refused}.
+The header is {"groups": {path: {attribute: text, texts or number}}, "arrays": [[path, dtype,
+shape]]}, or {"error": why the file is refused}.
 """
 
 import io
 import json
 import sys
+from typing import Any
 
 DEPTH = 60  # of groups in groups
 OBJECTS = 200_000
@@ -23,17 +24,17 @@ class Refused(Exception):
     """The reason against a file."""
 
 
-def read(data: bytes) -> tuple[dict, list]:
+def read(data: bytes) -> tuple[dict[str, Any], list[Any]]:
     """Return the header and the arrays, in the header's order."""
     import h5py
 
-    groups: dict = {}
-    listed: list = []
-    arrays: list = []
-    seen = set()
+    groups: dict[str, Any] = {}
+    listed: list[Any] = []
+    arrays: list[Any] = []
+    seen: set[int] = set()
     room = SLACK + EXPANSION * len(data)
 
-    def visit(group, path):
+    def visit(group: Any, path: str) -> None:
         nonlocal room
         if path.count("/") > DEPTH or len(seen) > OBJECTS:
             raise Refused("has too many groups, or groups nested too deeply")
@@ -60,13 +61,14 @@ def read(data: bytes) -> tuple[dict, list]:
                 room -= one.nbytes
                 if room < 0:
                     raise Refused(
-                        f"declares far more numbers, up to {here!r}, than {len(data)} bytes can hold"
+                        f"declares far more numbers, up to {here!r}, than {len(data)} bytes can "
+                        "hold"
                     )
                 array = one[()]
                 listed.append([here, array.dtype.str, list(array.shape)])
                 arrays.append(array)
 
-    def attributes(group):
+    def attributes(group: Any) -> dict[str, Any]:
         nonlocal room
         found = {}
         for name in group.attrs:
@@ -86,7 +88,7 @@ def read(data: bytes) -> tuple[dict, list]:
     return {"groups": groups, "arrays": listed}, arrays
 
 
-def text(value):
+def text(value: Any) -> Any:
     """Bytes as text, in lists too."""
     if isinstance(value, list):
         return [text(one) for one in value]
@@ -113,7 +115,7 @@ def main() -> None:
     """Read stdin, write stdout."""
     data = sys.stdin.buffer.read()
     limit(int(sys.argv[1]), len(data))
-    arrays: list = []
+    arrays: list[Any] = []
     try:
         header, arrays = read(data)
     except Refused as error:

@@ -127,7 +127,7 @@ def compare(old: str, model: Any, again: Any, safe_mode: bool) -> tuple[str, flo
         raise InputError(
             f"The new file computes something else than the model: they differ by {apart:.1e}."
         )
-    reopened = f"The new file, opened again, gives the same outputs on a random batch (within {apart:.1e})."
+    reopened = f"The new file, opened again, gives the same on a random batch (within {apart:.1e})."
     if not os.path.isdir(old):
         return f"{reopened} The old file cannot run here: only a SavedModel holds a program.", None
     try:
@@ -138,7 +138,8 @@ def compare(old: str, model: Any, again: Any, safe_mode: bool) -> tuple[str, flo
     sentence = f"Old and new differ by at most {found:.1e} * max(1, |y|) on the same random batch"
     if found > TOLERANCE:
         sentence += (
-            f", more than rounding explains ({TOLERANCE:.0e}). TensorFlow Addons was wrong for some negative "
+            f", more than rounding explains ({TOLERANCE:.0e}). TensorFlow Addons was wrong for "
+            "some negative "
             "axes, and computes float16 differently; otherwise please report it"
         )
     return f"{reopened} {sentence}.", found

@@ -60,7 +60,8 @@ class Compiling:
         optimizer = self.optimizer(settings.get("optimizer_config", settings.get("optimizer")))
         if optimizer is None:
             self.dropped[-1] += (
-                " Keras' default, RMSprop, stands in for it until you compile the model with another."
+                " Keras' default, RMSprop, stands in for it until you compile the model with "
+                "another."
             )
         names = getattr(model, "output_names", ())  # a Sequential model has none
         arguments = {
@@ -179,6 +180,7 @@ class Compiling:
 
     def loss(self, data: Any, names: Any) -> Any:
         """A loss, or None."""
+        cls: Any
         if isinstance(data, str):
             name, cls = (
                 data,
@@ -196,7 +198,7 @@ class Compiling:
                 if name == "LossFunctionWrapper" and isinstance(data["config"].get("fn"), str):
                     return self.loss(data["config"]["fn"], names)
                 if cls is not None:
-                    return cls.from_config(config) if inspect.isclass(cls) else cls
+                    return cls.from_config(config) if hasattr(cls, "from_config") else cls
             except FAILED as error:
                 self.dropped.append(f"The loss {name} was dropped, since Keras 3 says: {error}")
                 return None
@@ -210,6 +212,7 @@ class Compiling:
 
     def metric(self, data: Any, names: Any) -> Any:
         """A metric, or None."""
+        cls: Any
         if isinstance(data, str):
             if data in ANY_ACCURACY:
                 return data
@@ -223,8 +226,8 @@ class Compiling:
                 cls = None
         elif isinstance(data, dict):
             name, cls, config = self.lookup(keras.metrics, data)
-            shown = config.get("name")
-            for output in names if isinstance(shown, str) else ():
+            shown = str(config.get("name"))
+            for output in names:
                 if len(names) > 1 and shown.startswith(f"{output}_"):  # Keras 3 puts it there again
                     config["name"] = shown = shown.removeprefix(f"{output}_")
             function = (data.get("config") or {}).get("fn")
@@ -235,7 +238,7 @@ class Compiling:
                     name = function
                     config = {key: config[key] for key in ("name", "dtype") if key in config}
                 if cls is not None:
-                    return cls.from_config(config) if inspect.isclass(cls) else cls
+                    return cls.from_config(config) if hasattr(cls, "from_config") else cls
             except FAILED:
                 cls = None
         else:
@@ -249,8 +252,8 @@ class Compiling:
         named, rate = stored_state(saved)
         if not named:
             return "" if saved.training is None else "the file has none"
-        iterations, *rest = named
-        rest = by_variable(rest, len(model.trainable_variables), optimizer)
+        (_, iterations), *others = named
+        rest = by_variable(others, len(model.trainable_variables), optimizer)
         skip = {id(optimizer.iterations)}
         if not isinstance(
             getattr(optimizer, "_learning_rate", None),
@@ -264,8 +267,8 @@ class Compiling:
             return "Keras 2 did not save all of Nadam's"
         shapes = [tuple(one.shape) for one in wanted], [one.shape for one in rest]
         if shapes[0] != shapes[1]:
-            return f"Keras 3 keeps {len(wanted)} arrays, the file has {len(rest)} of other shapes or number"
-        optimizer.iterations.assign(iterations[1].astype("int64"))
+            return f"Keras 3 keeps {len(wanted)} arrays, the file has {len(rest)} that do not match"
+        optimizer.iterations.assign(iterations.astype("int64"))
         if rate is not None and id(optimizer.learning_rate) in skip:
             optimizer.learning_rate.assign(rate)
         for variable, array in zip(wanted, rest, strict=True):
@@ -293,8 +296,8 @@ def stored_state(saved: Saved) -> tuple[list[tuple[str, Array]], Array | None]:
         if node is None or listed is None:
             return [], None
         steps = weights.value(weights.child(node, "_iterations"))
-        names = sorted((int(one), one) for one in weights.nodes[listed].children if one.isdigit())
-        values = [(name, weights.value(weights.child(listed, name))) for _, name in names]
+        numbers = sorted(int(one) for one in weights.nodes[listed].children if one.isdigit())
+        values = [(str(one), weights.value(weights.child(listed, str(one)))) for one in numbers]
         state = [("iteration", steps), *(one for one in values if one[0] != "0")]
         if any(value is None for _, value in state):
             return [], None
@@ -303,7 +306,7 @@ def stored_state(saved: Saved) -> tuple[list[tuple[str, Array]], Array | None]:
         names = weights.texts("optimizer_weights", "weight_names")
         arrays = [(name, weights.arrays.get(f"optimizer_weights/{name}")) for name in names]
         return [one for one in arrays if one[1] is not None], None  # type: ignore[misc]
-    found = []
+    found: list[tuple[str, Array]] = []
     while (key := f"optimizer/vars/{len(found)}") in weights.arrays:
         found.append((key, weights.arrays[key]))
     return found, None

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import math
 import pathlib
 import re
 from typing import Any
@@ -13,6 +14,7 @@ from evenkeel.errors import InputError
 
 Array = np.ndarray[Any, Any]
 SAMPLES, UNKNOWN = 4, 16  # sizes of the batch, and of axes of unknown size
+LARGEST = 100_000_000  # numbers in an input
 # Operations of TensorFlow with a state that a model may have; all others must have none ...
 STATEFUL = re.compile(
     r"(VarHandleOp|(Stateful)?PartitionedCall|Placeholder|(Read|Assign|AssignAdd|AssignSub)VariableOp|"
@@ -33,6 +35,8 @@ def random_batch(model: Any) -> list[Array]:
     batch = []
     for one in model.inputs:
         shape = (SAMPLES, *(UNKNOWN if size is None else size for size in one.shape[1:]))
+        if math.prod(shape) > LARGEST:
+            raise ValueError(f"its input of shape {shape} is too large to draw")
         dtype = keras.backend.standardize_dtype(one.dtype)
         integers = "int" in dtype or limit is not None
         drawn = rng.integers(0, limit or 2, shape) if integers else rng.standard_normal(shape)

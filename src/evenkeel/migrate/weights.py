@@ -1,9 +1,9 @@
 """Arrays of a file into the variables of a Keras 3 model.
 
-Keras 2 wrote weights in three ways: the legacy .h5 lists those of each top-level layer in order; .keras
-and .weights.h5 have a tree of layers with numbered variables; checkpoints have a graph of objects
-whose variables have names. Each way is a function that pairs arrays with variables. All pairs are
-checked before the first variable is assigned, so a file that does not fit changes nothing.
+Keras 2 wrote weights in three ways: the legacy .h5 lists those of each top-level layer in order;
+.keras and .weights.h5 have a tree of layers with numbered variables; checkpoints have a graph of
+objects whose variables have names. Each way is a function that pairs arrays with variables. All
+pairs are checked before the first variable is assigned: a file that does not fit changes nothing.
 """
 
 import re
@@ -48,7 +48,8 @@ def assign(model: Any, saved: Saved) -> None:
     for path, variable, array in pairs:
         if tuple(variable.shape) != array.shape:
             problems.append(
-                f"{path}: {variable.name} has shape {tuple(variable.shape)}, in the file {array.shape}"
+                f"{path}: {variable.name} has shape {tuple(variable.shape)}, in the file "
+                f"{array.shape}"
             )
     found = {id(variable) for _, variable, _ in pairs}
     added = dict(added_variables(model))
@@ -57,7 +58,8 @@ def assign(model: Any, saved: Saved) -> None:
         problems.append(f"the file has nothing for {', '.join(missing)}")
     if problems:
         raise InputError(
-            f"The weights in {saved.path} do not fit the model {model.name!r}: {'; '.join(problems)}."
+            f"The weights in {saved.path} do not fit the model {model.name!r}: "
+            f"{'; '.join(problems)}."
         )
     for _, variable, array in pairs:
         variable.assign(array)
@@ -69,7 +71,8 @@ def check_built(model: Any) -> None:
     """Refuse a model that has no weights yet."""
     if not model.built:
         raise InputError(
-            f"The model {model.name!r} has no weights yet: its input shape is not known. Call it on data, "
+            f"The model {model.name!r} has no weights yet: its input shape is not known. Call it "
+            "on data, "
             "or build it, and then call evenkeel.load_weights(model, path)."
         )
 
@@ -152,7 +155,8 @@ def from_list(model: Any, tree: Tree, problems: list[str]) -> list[Pair]:
     else:
         problems.append(
             f"the model has {len(wanted)} layers with weights "
-            f"({', '.join(one.name for one, _ in wanted)}), the file {len(lists)} ({', '.join(lists)})"
+            f"({', '.join(one.name for one, _ in wanted)}), the file {len(lists)} "
+            f"({', '.join(lists)})"
         )
         return []
     pairs: list[Pair] = []
@@ -185,7 +189,7 @@ def from_tree(model: Any, tree: Tree, problems: list[str]) -> list[Pair]:
     seen: set[int] = set()
 
     def stored(path: str) -> list[Array]:
-        arrays = []
+        arrays: list[Array] = []
         while (key := f"{path}/vars/{len(arrays)}".lstrip("/")) in tree.arrays:
             arrays.append(tree.arrays[key])
         return arrays
@@ -289,5 +293,10 @@ def from_checkpoint(model: Any, graph: Checkpoint, problems: list[str]) -> list[
             else:
                 visit(one, child, here, inner_kernel)
 
-    visit(model, 0, "")
+    # tf.train.Checkpoint(model=model) has the model as a child.
+    starts = [0, *graph.nodes[0].children.values()]
+    has_layers = (
+        one for one in starts if one < len(graph.nodes) and graph.child(one, "layer_with_weights-0")
+    )
+    visit(model, next(has_layers, 0), "")
     return pairs

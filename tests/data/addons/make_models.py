@@ -3,9 +3,10 @@
     python make_models.py [NAME...]
 
 It ran on Python 3.11 with tensorflow-addons 0.23.0, tensorflow-cpu 2.15.1 (Keras 2.15.0) and
-numpy 1.26, and is not part of the tests. Each NAME.zip holds the same trained model in the formats
-that Keras 2 knows, and io.npz: an input x, the prediction y, a target, the prediction y_next after one
-more training step with it, and what went into and came out of each normalization (NAME/in, NAME/out).
+numpy 1.26, and is not part of the tests. Each NAME.zip holds one trained model in formats that
+Keras 2 knows, and io.npz: an input x, the outputs y0, y1, ..., the targets, the outputs next0, ...
+after one more training step with them, and what went into and came out of each normalization at the
+model's top (NAME/in, NAME/out). The models small_* were made in the same way before, without these.
 """
 
 import os
@@ -158,8 +159,12 @@ def arguments():
 def addons_optimizer():
     """An optimizer that only Addons has."""
     model = keras.Sequential(
-        [image(), tfa.layers.GroupNormalization(groups=3), layers.GlobalAveragePooling2D()]
-        + [layers.Dense(3, "sigmoid")]
+        [
+            image(),
+            tfa.layers.GroupNormalization(groups=3),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(3, "sigmoid"),
+        ]
     )
     optimizer = tfa.optimizers.Lookahead(tfa.optimizers.RectifiedAdam(0.01))
     model.compile(optimizer, "binary_crossentropy", metrics=["accuracy"])
@@ -183,7 +188,7 @@ def addons_loss():
 
 
 def keras_layers():
-    """Keras' own layers whose config changed in Keras 3, and those with a name that Addons has too."""
+    """Keras' layers whose config changed in Keras 3, or with a name that Addons has too."""
     inputs = keras.Input((6, 6, 4))
     x = layers.DepthwiseConv2D(3, depth_multiplier=2)(inputs)
     x = layers.SeparableConv2D(6, 3, activation=tf.nn.relu)(x)
@@ -201,8 +206,12 @@ def keras_layers():
 def legacy_optimizer():
     """The optimizer that Keras 2.11 kept as `legacy`."""
     model = keras.Sequential(
-        [image(), tfa.layers.InstanceNormalization(), layers.GlobalAveragePooling2D()]
-        + [layers.Dense(3, activation="softmax")]
+        [
+            image(),
+            tfa.layers.InstanceNormalization(),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(3, activation="softmax"),
+        ]
     )
     model.compile(
         keras.optimizers.legacy.Adam(0.01, decay=1e-3), "categorical_crossentropy", metrics=["acc"]

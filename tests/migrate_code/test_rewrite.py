@@ -1,0 +1,457 @@
+"""Rewriting source code: what it becomes, and that it does what it did with evenkeel's classes."""
+
+import textwrap
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+libcst = pytest.importorskip("libcst", reason="migrate-code needs LibCST")
+
+from evenkeel.migrate_code.names import COVERED  # noqa: E402
+from evenkeel.migrate_code.rewrite import rewrite  # noqa: E402
+
+CASES = {
+    "the one line": (
+        """
+        import tensorflow as tf
+        import tensorflow_addons as tfa  # normalizations
+
+        used = [tfa.layers.GroupNormalization(groups=5), tfa.rnn.LayerNormLSTMCell(4)]
+        """,
+        """
+        import tensorflow as tf
+        import evenkeel as tfa  # normalizations
+
+        used = [tfa.layers.GroupNormalization(groups=5), tfa.rnn.LayerNormLSTMCell(4)]
+        """,
+        [],
+    ),
+    "an import for loading models": (
+        "import os, tensorflow_addons as tfa, sys\n",
+        "import os, evenkeel as tfa, sys\n",
+        [],
+    ),
+    "covered and not covered": (
+        """
+        # the addons
+        import tensorflow_addons as tfa  # noqa: E402
+        used = [tfa.layers.TLU(), tfa.layers.GELU()]
+        """,
+        """
+        # the addons
+        import tensorflow_addons as tfa  # noqa: E402
+        import evenkeel
+        used = [evenkeel.layers.TLU(), tfa.layers.GELU()]
+        """,
+        ["4: tfa.layers.GELU: use keras.activations.gelu"],
+    ),
+    "nothing covered": (
+        """
+        import tensorflow_addons as tfa
+        used = [tfa.optimizers.lamb.LAMB(), tfa.seq2seq.tile_batch]
+        """,
+        None,
+        [
+            "3: tfa.optimizers.LAMB: use keras.optimizers.Lamb (epsilon is 1e-7",
+            "3: tfa.seq2seq.tile_batch: use keras.ops.repeat",
+        ],
+    ),
+    "without as": (
+        """
+        import tensorflow_addons
+        used = [tensorflow_addons.layers.TLU.from_config({})]
+        """,
+        """
+        import evenkeel
+        used = [evenkeel.layers.TLU.from_config({})]
+        """,
+        [],
+    ),
+    "dotted": (
+        """
+        import tensorflow_addons.layers
+        import tensorflow_addons.rnn.layer_norm_lstm_cell
+        import tensorflow_addons.layers.tlu as t
+        used = [tensorflow_addons.layers.TLU(), t.TLU(),
+                tensorflow_addons.rnn.layer_norm_lstm_cell.LayerNormLSTMCell(4)]
+        """,
+        """
+        import evenkeel.layers
+        import evenkeel.rnn
+        import evenkeel
+        used = [evenkeel.layers.TLU(), evenkeel.layers.TLU(),
+                evenkeel.rnn.LayerNormLSTMCell(4)]
+        """,
+        [],
+    ),
+    "dotted, partly covered": (
+        """
+        import tensorflow_addons.layers
+        import tensorflow_addons.optimizers
+        used = [tensorflow_addons.layers.TLU(), tensorflow_addons.optimizers.Yogi()]
+        """,
+        """
+        import tensorflow_addons.layers
+        import evenkeel
+        import tensorflow_addons.optimizers
+        used = [evenkeel.layers.TLU(), tensorflow_addons.optimizers.Yogi()]
+        """,
+        ["4: tfa.optimizers.Yogi: Keras 3 has nothing in its place"],
+    ),
+    "a part": (
+        """
+        from tensorflow_addons import layers, rnn as cells
+        from tensorflow_addons import optimizers
+        used = [layers.TLU(), cells.LayerNormSimpleRNNCell(4), optimizers.Yogi()]
+        """,
+        """
+        from evenkeel import layers, rnn as cells
+        from tensorflow_addons import optimizers
+        used = [layers.TLU(), cells.LayerNormSimpleRNNCell(4), optimizers.Yogi()]
+        """,
+        ["4: tfa.optimizers.Yogi"],
+    ),
+    "a part that is partly covered": (
+        """
+        from tensorflow_addons import optimizers, layers as L
+        used = [L.TLU(), L.GELU(), optimizers.Yogi()]
+        """,
+        """
+        from tensorflow_addons import optimizers, layers as L
+        import evenkeel
+        used = [evenkeel.layers.TLU(), L.GELU(), optimizers.Yogi()]
+        """,
+        ["3: tfa.layers.GELU", "3: tfa.optimizers.Yogi"],
+    ),
+    "classes": (
+        """
+        from tensorflow_addons.layers import InstanceNormalization as IN, TLU
+        from tensorflow_addons.layers.normalizations import GroupNormalization
+        used = [IN(), TLU(), GroupNormalization()]
+        """,
+        """
+        from evenkeel.layers import InstanceNormalization as IN, TLU
+        from evenkeel.layers import GroupNormalization
+        used = [IN(), TLU(), GroupNormalization()]
+        """,
+        [],
+    ),
+    "classes of both kinds": (
+        """
+        from tensorflow_addons.layers import (  # several
+            GELU,  # smooth
+            TLU as Threshold,  # with a learned threshold
+            StochasticDepth
+        )
+        used = [GELU(), Threshold(), StochasticDepth()]
+        """,
+        """
+        from tensorflow_addons.layers import (  # several
+            GELU,  # smooth
+            StochasticDepth
+        )
+        from evenkeel.layers import (  # several
+            TLU as Threshold,  # with a learned threshold
+        )
+        used = [GELU(), Threshold(), StochasticDepth()]
+        """,
+        [
+            "3: tfa.layers.GELU",
+            "5: tfa.layers.StochasticDepth",
+            "7: tfa.layers.GELU",
+            "7: tfa.layers.StochasticDepth: use keras.layers.Dropout",
+        ],
+    ),
+    "an optional import": (
+        """
+        try:
+            import tensorflow_addons as tfa
+        except ImportError:
+            tfa = None
+        used = [] if tfa is None else [tfa.layers.TLU()]
+        """,
+        """
+        try:
+            import evenkeel as tfa
+        except ImportError:
+            tfa = None
+        used = [] if tfa is None else [tfa.layers.TLU()]
+        """,
+        [],
+    ),
+    "an optional import without as": (
+        """
+        try: import tensorflow_addons
+        except ImportError: tensorflow_addons = None
+        used = [tensorflow_addons.layers.TLU()]
+        """,
+        """
+        try: import evenkeel as tensorflow_addons
+        except ImportError: tensorflow_addons = None
+        used = [tensorflow_addons.layers.TLU()]
+        """,
+        [],
+    ),
+    "in a function, on one line, shadowed": (
+        """
+        def f(tfa):
+            return tfa.layers.TLU
+        def g():
+            if True: import tensorflow_addons as tfa; x = tfa.layers.TLU(); y = tfa.layers.GELU
+            return [x, y]
+        def h():
+            import tensorflow_addons as tfa
+            return [lambda: tfa.layers.TLU()]
+        used = [*g(), h()[0]()]
+        """,
+        """
+        def f(tfa):
+            return tfa.layers.TLU
+        def g():
+            if True: import tensorflow_addons as tfa; import evenkeel; \
+x = evenkeel.layers.TLU(); y = tfa.layers.GELU
+            return [x, y]
+        def h():
+            import evenkeel as tfa
+            return [lambda: tfa.layers.TLU()]
+        used = [*g(), h()[0]()]
+        """,
+        ["5: tfa.layers.GELU"],
+    ),
+    "the module as a value": (
+        """
+        import tensorflow_addons as tfa
+        L = tfa.layers
+        used = [getattr(L, "TLU"), tfa.layers.TLU]
+        """,
+        """
+        import tensorflow_addons as tfa
+        import evenkeel
+        L = tfa.layers
+        used = [getattr(L, "TLU"), evenkeel.layers.TLU]
+        """,
+        ["3: tfa.layers: the module is used as a value and cannot be followed"],
+    ),
+    "a name that is taken": (
+        """
+        import tensorflow_addons as tfa
+        evenkeel = "steady"
+        used = [tfa.layers.TLU(), tfa.layers.GELU()]
+        """,
+        """
+        import tensorflow_addons as tfa
+        import evenkeel as evenkeel_
+        evenkeel = "steady"
+        used = [evenkeel_.layers.TLU(), tfa.layers.GELU()]
+        """,
+        ["4: tfa.layers.GELU"],
+    ),
+    "evenkeel is there already": (
+        """
+        import evenkeel
+        import tensorflow_addons as tfa
+        used = [tfa.layers.TLU(), tfa.layers.GELU(), evenkeel.layers.TLU]
+        """,
+        """
+        import evenkeel
+        import tensorflow_addons as tfa
+        used = [evenkeel.layers.TLU(), tfa.layers.GELU(), evenkeel.layers.TLU]
+        """,
+        ["4: tfa.layers.GELU"],
+    ),
+    "bound elsewhere too": (
+        """
+        import tensorflow_addons as tfa
+        if not tfa:
+            import mine as tfa
+        used = [tfa.layers.TLU(), tfa.layers.GELU()]
+        """,
+        None,
+        [
+            "3: tfa: the module is used as a value",
+            "5: tfa.layers.GELU",
+            "5: tfa.layers.TLU: left as it is, as the name is bound on line 4 too",
+        ],
+    ),
+    "global": (
+        """
+        def load():
+            global tfa
+            import tensorflow_addons as tfa
+        load()
+        used = [tfa.layers.TLU(), tfa.layers.GELU()]
+        """,
+        None,
+        ["6: tfa.layers.GELU", "6: tfa.layers.TLU: left as it is, as the name is declared global"],
+    ),
+    "annotations in quotes": (
+        """
+        import tensorflow_addons
+        def f(x: "tensorflow_addons.layers.TLU", y: "list[tensorflow_addons.optimizers.Yogi]"):
+            return tensorflow_addons.layers.TLU()
+        used = [f(1, 2)]
+        """,
+        """
+        import tensorflow_addons
+        import evenkeel
+        def f(x: "tensorflow_addons.layers.TLU", y: "list[tensorflow_addons.optimizers.Yogi]"):
+            return evenkeel.layers.TLU()
+        used = [f(1, 2)]
+        """,
+        ["3: tfa.layers.TLU: left as it is, in a string", "3: tfa.optimizers.Yogi"],
+    ),
+    "a star, names in strings, what is not needed": (
+        """
+        from tensorflow_addons.layers import *
+        import tensorflow_addons as tfa
+        import importlib
+        tfa.register_all()
+        used = [TLU(), importlib.import_module("tensorflow_addons.layers").TLU, "Addons>gelu"]
+        """,
+        None,
+        [
+            "2: from tensorflow_addons.layers import *: import the names that are used",
+            "5: tfa.register_all: not needed",
+            "6: 'Addons>gelu': use keras.activations.gelu",
+            "6: 'tensorflow_addons.layers': a name in a string",
+        ],
+    ),
+    "Keras 2": (
+        """
+        import os
+        os.environ["TF_USE_LEGACY_KERAS"] = "1"
+        import tensorflow_addons as tfa
+        used = [f"{tfa.layers.TLU()}"]
+        """,
+        """
+        import os
+        os.environ["TF_USE_LEGACY_KERAS"] = "1"
+        import evenkeel as tfa
+        used = [f"{tfa.layers.TLU()}"]
+        """,
+        ["3: Keras 2: evenkeel's layers are layers of Keras 3"],
+    ),
+}
+# Not run: they import what is not there.
+NOT_RUN = {"the one line", "an import for loading models", "bound elsewhere too"}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_code_becomes(case):
+    before, after, uses = CASES[case]
+    before = textwrap.dedent(before)
+    after = before if after is None else textwrap.dedent(after)
+    result = rewrite(before.encode())
+    assert result.source.decode() == after
+    assert len(result.uses) == len(uses)
+    for shown, expected in zip(map(str, result.uses), uses, strict=True):
+        assert shown.startswith(expected)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case not in NOT_RUN])
+def test_the_new_code_runs_and_takes_the_same_names(case, run):
+    source = textwrap.dedent(CASES[case][0]).encode()
+    before, after = run(source), run(rewrite(source).source)
+    assert [repr(one)[4:] for one in after] == [repr(one)[4:] for one in before]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_rewriting_twice_is_rewriting_once(case):
+    once = rewrite(textwrap.dedent(CASES[case][0]).encode())
+    twice = rewrite(once.source)
+    assert twice.source == once.source
+    # Lines move; what is left to the user does not.
+    assert [(use.name, use.advice) for use in twice.uses if "line" not in use.advice] == [
+        (use.name, use.advice) for use in once.uses if "line" not in use.advice
+    ]
+
+
+# A way to import, and how a class of a part is written after it.
+IMPORTS = [
+    ("import tensorflow_addons as a{n}", "a{n}.{part}.{name}"),
+    ("import tensorflow_addons", "tensorflow_addons.{part}.{name}"),
+    ("import tensorflow_addons.{part}", "tensorflow_addons.{part}.{name}"),
+    ("import tensorflow_addons.{part} as b{n}", "b{n}.{name}"),
+    ("from tensorflow_addons import {part}", "{part}.{name}"),
+    ("from tensorflow_addons import {part} as c{n}", "c{n}.{name}"),
+    ("from tensorflow_addons.{part} import {name}", "{name}"),
+    ("from tensorflow_addons.{part} import {name} as d{n}", "d{n}"),
+    ("from tensorflow_addons.{part} import ({name},\n    {name} as e{n})", "e{n}"),
+]
+NAMES = [
+    ("layers", "TLU"),
+    ("layers", "InstanceNormalization"),
+    ("layers", "GELU"),
+    ("rnn", "LayerNormLSTMCell"),
+    ("optimizers", "Yogi"),
+]
+PLACES = [
+    "{imports}\nused += [{use}()]",
+    "def f():\n    {indented}\n    return {use}()\nused += [f()]",
+    "if True:\n    {indented}\nused += [[{use} for _ in range(1)][0]]",
+    "try:\n    {indented}\nexcept ImportError:\n    raise\nused += [(lambda x: x)({use})]",
+    "{imports}; used += [{use}]",
+    "class A:\n    {indented}\n    used += [{use}()]",
+]
+
+
+@st.composite
+def programs(draw):
+    lines = ["used = []"]
+    for n in range(draw(st.integers(1, 4))):
+        part, name = draw(st.sampled_from(NAMES))
+        statement, use = draw(st.sampled_from(IMPORTS))
+        values = {"n": n, "part": part, "name": name}
+        statement, use = statement.format(**values), use.format(**values)
+        place = draw(st.sampled_from(PLACES))
+        indented = statement.replace("\n", "\n    ")
+        lines.append(place.format(imports=statement, indented=indented, use=use))
+        if draw(st.booleans()) and "def f" not in place and "class A" not in place:
+            lines.append(f"def g{n}():\n    return {use}()\nused += [g{n}()]")
+    return "\n".join(lines) + "\n"
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    phases=[Phase.generate],
+)
+@given(source=programs())
+def test_random_programs_take_evenkeel_where_it_covers_and_nothing_else(source, run):
+    result = rewrite(source.encode())
+    before, after = run(source), run(result.source)
+    for old, new in zip(before, after, strict=True):
+        part, name = old.name.split(".")
+        assert new.name == old.name
+        assert new.package == ("new" if name in COVERED.get(part, ()) else "old")
+    assert rewrite(result.source).source == result.source
+    everything_covered = all(one.package == "new" for one in after)
+    assert everything_covered == (not result.uses)
+    assert everything_covered == (b"tensorflow_addons" not in result.source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        b"\xef\xbb\xbfimport tensorflow_addons as tfa\r\nx = '\xc3\xa9'\r\n",
+        b"# -*- coding: latin-1 -*-\nimport tensorflow_addons as tfa  # \xe9t\xe9",
+        b"import tensorflow_addons as tfa\n\x0c\nx = 1 \\\n  + 2\r\n\tif_ = 3\n".replace(
+            b"\t", b""
+        ),
+        b"if 1:\n\timport tensorflow_addons as tfa\n\tx = '\\d'\n",
+    ],
+    ids=["BOM and CRLF", "latin-1", "mixed line ends", "tabs"],
+)
+def test_bytes_that_do_not_change_stay(source):
+    new = rewrite(source).source
+    assert new == source.replace(b"tensorflow_addons", b"evenkeel")
+
+
+def test_new_lines_end_as_the_others_do():
+    source = b"import tensorflow_addons as tfa\r\n[tfa.layers.TLU, tfa.layers.GELU]\r\n"
+    assert rewrite(source).source == (
+        b"import tensorflow_addons as tfa\r\nimport evenkeel\r\n"
+        b"[evenkeel.layers.TLU, tfa.layers.GELU]\r\n"
+    )
