@@ -15,7 +15,7 @@ CASES = cases("addons_weight_normalization.npz")
 # Saved and loaded between the steps; to compile the model twice takes long.
 SAVED = ("dense_adam", "conv2d", "dense_without_data", "simple_rnn")
 
-# More kinds of layers, beside those of the cases: how to make each, and its input shape with the batch.
+# More kinds of layers, beside those of the cases: how to make each, and its input shape.
 LAYERS = {
     "dense": (lambda **o: keras.layers.Dense(3, **o), (8, 5)),
     "einsum": (
