@@ -48,7 +48,8 @@ class WeightNormalization(KernelWrapper):
     Regularizers, constraints and weight decay of the bias see the learned part.
 
     Args:
-        layer: the layer to wrap.
+        layer: the layer to wrap: dense, convolution (also transposed or depthwise), embedding,
+            recurrent, or any other with a variable `kernel`.
         data_init: initialize g and the bias from the first batch.
         **kwargs: `name`, `dtype`, `trainable`.
 
@@ -185,6 +186,7 @@ class WeightNormalization(KernelWrapper):
         """The layer alone, as an ordinary layer that computes what the wrapper does.
 
         Its kernel and bias take the values in use. The wrapper goes on to compute the same, too.
+        Before any call g is one with `data_init`; without, the layer is as it was.
 
         Raises:
             ValueError: the wrapper was not built, so that there is no kernel.

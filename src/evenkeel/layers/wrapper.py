@@ -147,11 +147,6 @@ class KernelWrapper(keras.layers.Wrapper):
         """The layer's output shape."""
         return self.layer.compute_output_shape(input_shape)
 
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        config: dict[str, Any] = super().get_config()
-        return config
-
     @classmethod
     def from_config(
         cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
