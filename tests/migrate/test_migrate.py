@@ -9,9 +9,9 @@ import pytest
 import evenkeel
 from evenkeel.cli import main
 from evenkeel.errors import InputError
-from evenkeel.migrate import migrate, migration, verify
+from evenkeel.migrate import migrate, migration, saved_model_process, verify
 from migrate.models import error, in_file, outputs, predict
-from processes import installed
+from processes import installed, run_python
 
 TENSORFLOW = installed("tensorflow")
 
@@ -124,7 +124,7 @@ def test_a_program_that_does_more_than_compute_is_not_run(addons, tmp_path):
 
     for name in ("branches", "learned_epsilon", "weight_normalized", "spectral_normalized"):
         if "saved_model" in in_file(name, ["saved_model"]):
-            assert verify.unsafe(addons(name) / "saved_model") == ""
+            assert saved_model_process.unsafe(addons(name) / "saved_model") == ""
 
     class Program(tf.Module):
         @tf.function(input_signature=[tf.TensorSpec([None, 3])])
@@ -137,8 +137,40 @@ def test_a_program_that_does_more_than_compute_is_not_run(addons, tmp_path):
         program, str(tmp_path / "bad"), signatures={"serving_default": program.serve}
     )
     (tmp_path / "written").unlink(missing_ok=True)
-    assert verify.unsafe(tmp_path / "bad") == "its program has the operation WriteFile"
+    assert saved_model_process.unsafe(tmp_path / "bad") == "its program has the operation WriteFile"
     model = keras.Sequential([keras.Input((3,)), evenkeel.LayerNormalization()])
     with pytest.raises(InputError, match=r"WriteFile, which is not run unless safe_mode=False"):
         verify.run_saved_model(str(tmp_path / "bad"), model, [np.zeros((2, 3), "float32")], True)
     assert not (tmp_path / "written").exists()
+
+
+@pytest.mark.skipif(not TENSORFLOW, reason="TensorFlow, which runs SavedModels, is not installed")
+def test_a_broken_program_ends_its_own_process(addons, tmp_path, monkeypatch):
+    import shutil
+
+    folder = tmp_path / "broken"
+    shutil.copytree(addons("small_group_normalization") / "saved_model", folder)
+    data = bytearray((folder / "saved_model.pb").read_bytes())
+    (folder / "saved_model.pb").write_bytes(data[: len(data) // 2])
+    done = migrate(folder, tmp_path / "new.keras")
+    assert "The old model was not run: its program cannot be read" in done.verdict
+    program = tmp_path / "crash.py"
+    program.write_text("import os; os.kill(os.getpid(), 11)")
+    monkeypatch.setattr(verify, "PROGRAM", program)
+    done = migrate(folder, tmp_path / "new.keras", force=True)
+    assert "The old model was not run: TensorFlow did not survive it" in done.verdict
+
+
+@pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="Keras runs on TensorFlow here")
+def test_no_file_needs_tensorflow(addons):
+    program = (
+        "import sys, pathlib\n"
+        "sys.modules['tensorflow'] = None\n"
+        "import evenkeel\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "for name in ('model.keras', 'saved_model'):\n"
+        "    model = evenkeel.load_model(folder / name)\n"
+        "for name in ('model.h5', 'weights.h5', 'model.weights.h5', 'checkpoint'):\n"
+        "    evenkeel.load_weights(model, folder / name)\n"
+    )
+    run_python(keras.backend.backend(), "-c", program, addons("weight_normalized"))

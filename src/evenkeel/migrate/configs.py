@@ -98,7 +98,7 @@ class Conversion:
             sentences.append(
                 f"The file has Python code in {', '.join(self.code)}, which is not run unless you "
                 "trust "
-                "the file and pass safe_mode=False."
+                "the file and pass safe_mode=False (--unsafe)."
             )
         if sentences:
             raise InputError(" ".join(sentences))
