@@ -16,8 +16,8 @@ class PoincareNormalize(keras.layers.Layer):
 
     The vectors lie along `axis`. Those that are shorter stay as they are: the result is in the
     Poincaré ball, in which Nickel and Kiela, 2017, embed hierarchies. Arguments, defaults and
-    config are those of the layer of this name in TensorFlow Addons, whose gradient is NaN where a
-    vector is zero; here it is that of the identity.
+    config are those of the layer of this name in TensorFlow Addons. Where a vector is zero the
+    gradient is that of the identity, also under XLA, where Addons' was NaN.
 
     Args:
         axis: the axis, or a list of them, along which a vector lies; None for all: the whole input
