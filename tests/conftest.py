@@ -15,6 +15,7 @@ SLOW = (
     "tests/layers/test_training.py",
     "tests/layers/test_weight_normalization.py",
     "tests/layers/test_wrappers.py",
+    "tests/migrate/",
     "tests/test_addons_classes.py",
     "tests/test_inference_backends.py",
     "tests/test_numbers.py::test_float64",

@@ -1,5 +1,6 @@
 """Broken and malicious files: one clear error, nothing run, nothing written."""
 
+import copy
 import json
 import random
 import zipfile
@@ -261,7 +262,7 @@ def twisted(config, chance):
         place = chance.choice(nodes(config))
         keys = list(place) if isinstance(place, dict) else list(range(len(place)))
         if keys:
-            place[chance.choice(keys)] = chance.choice(STRANGE)
+            place[chance.choice(keys)] = copy.deepcopy(chance.choice(STRANGE))
     return config
 
 

@@ -16,7 +16,7 @@ from processes import installed, run_python
 TENSORFLOW = installed("tensorflow")
 
 
-@pytest.mark.parametrize("name", ["small_group_normalization", "nested", "learned_epsilon"])
+@pytest.mark.parametrize("name", ["small_group_normalization", "nested"])
 def test_a_saved_model_is_compared_with_the_old_program(name, addons, stored, tmp_path):
     if not TENSORFLOW:
         pytest.skip("TensorFlow, which runs SavedModels, is not installed")

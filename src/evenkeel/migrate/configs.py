@@ -13,6 +13,7 @@ import keras
 
 from evenkeel.errors import InputError
 from evenkeel.migrate import addons
+from evenkeel.migrate.calls import ending, named, node, single
 
 Json = dict[str, Any]
 
@@ -97,8 +98,7 @@ class Conversion:
         if self.code:
             sentences.append(
                 f"The file has Python code in {', '.join(self.code)}, which is not run unless you "
-                "trust "
-                "the file and pass safe_mode=False (--unsafe)."
+                "trust the file and pass safe_mode=False (--unsafe)."
             )
         if sentences:
             raise InputError(" ".join(sentences))
@@ -177,9 +177,8 @@ class Conversion:
                 if key in SIZE_KEYS and isinstance(size, (int, float)):
                     self.sizes.append((f"{path}.{key}", int(min(size, 1e18))))
             if key not in known:
-                silent = key in SILENT or key.endswith(
-                    "_initializer"
-                )  # the weights are in the file
+                # Initial values do not matter: the weights are in the file.
+                silent = key in SILENT or key.endswith("_initializer")
                 if not silent and value not in (None, False, 1, [], {}):
                     self.unmapped.append(
                         f"{path} ({row.old}: its argument {key}={value!r:.60} is not in Keras 3)"
@@ -312,11 +311,6 @@ class Conversion:
         return named({**basics(config), "layers": converted, **ends}, "Model", "keras")
 
 
-def named(config: Any, name: str, module: str | None = None, registered: str | None = None) -> Json:
-    """The form in which Keras 3 writes an object."""
-    return {"module": module, "class_name": name, "config": config, "registered_name": registered}
-
-
 def exported(home: Any, name: str) -> tuple[str, str]:
     """A class of keras.initializers and so on, by its name, and the module.
 
@@ -346,65 +340,6 @@ def layer_list(config: Json, path: str) -> list[Any]:
     if not isinstance(layers, list) or not all(isinstance(one, dict) for one in layers):
         raise InputError(f"The layers of {path or 'the model'} are not a list of JSON objects.")
     return layers
-
-
-def is_tensor(value: Any) -> bool:
-    """Whether this is [layer, call, output], maybe with arguments: a tensor as Keras 2 wrote it."""
-    return (
-        isinstance(value, list)
-        and len(value) in (3, 4)
-        and isinstance(value[0], str)
-        and isinstance(value[1], int)
-    )
-
-
-def node(calls: Any, begun: Mapping[Any, bool]) -> Json:
-    """One call of a layer: its tensors, and its other arguments."""
-
-    def tensors(value: Any) -> Any:
-        if is_tensor(value):
-            name, call, output = value[:3]
-            if name == "_CONSTANT_VALUE":
-                return output
-            if name not in begun:
-                return value
-            history = [name, call - begun[name], output]
-            tensor = {"shape": [], "dtype": "float32", "keras_history": history}
-            return named(
-                tensor, "__keras_tensor__", "keras.src.backend.common.keras_tensor", "KerasTensor"
-            )
-        if isinstance(value, list):
-            return [tensors(one) for one in value]
-        return (
-            {key: tensors(one) for key, one in value.items()} if isinstance(value, dict) else value
-        )
-
-    def keywords(value: Any) -> Json:
-        if is_tensor(value):
-            return value[3] if len(value) == 4 and isinstance(value[3], dict) else {}
-        parts = (
-            value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-        )
-        return next((found for part in parts if (found := keywords(part))), {})
-
-    extra = {key: one for key, one in keywords(calls).items() if one is not None}
-    return {"args": [single(tensors(calls))], "kwargs": tensors(extra)}
-
-
-def single(value: Any) -> Any:
-    """The one element of a list of one."""
-    return value[0] if isinstance(value, list) and len(value) == 1 else value
-
-
-def ending(value: Any, kinds: Mapping[Any, Any]) -> Any:
-    """A model's inputs or outputs; Keras 3 counts the calls of a Sequential from 0."""
-    if is_tensor(value):
-        return [value[0], value[1] - (kinds.get(value[0]) == "Sequential"), value[2]]
-    if isinstance(value, list):
-        return [ending(one, kinds) for one in value]
-    if isinstance(value, dict):
-        return {key: ending(one, kinds) for key, one in value.items()}
-    raise InputError("The model's inputs or outputs are missing in its config.")
 
 
 def without_tuples(value: Any) -> Any:
