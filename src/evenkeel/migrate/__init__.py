@@ -122,8 +122,7 @@ def check_sizes(conversion: Conversion, saved: files.Saved) -> None:
         if size > longest:
             raise InputError(
                 f"The config in {saved.path} says {path}={size}, but no array in the file is that "
-                "long "
-                f"(the longest has {longest}): it is broken, or made to fill the memory."
+                f"long (the longest has {longest}): it is broken, or made to fill the memory."
             )
 
 

@@ -105,8 +105,7 @@ def read(prefix: pathlib.Path) -> Checkpoint:
         if graph is None:
             raise InputError(
                 f"{prefix} names variables and not the objects that own them, as TensorFlow 1 "
-                "wrote "
-                "checkpoints; load it in Keras 2 and save it as .h5."
+                "wrote checkpoints; load it in Keras 2 and save it as .h5."
             )
         nodes = object_graph(string(graph, data))
         arrays = {

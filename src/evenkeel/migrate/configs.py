@@ -92,8 +92,7 @@ class Conversion:
             sentences.append(
                 f"Keras 3 and evenkeel have no counterpart to {'; '.join(self.unmapped)}. Pass "
                 "custom_objects={NAME: a Keras 3 class or function} to evenkeel.load_model for "
-                "those that "
-                "you have."
+                "those that you have."
             )
         if self.code:
             sentences.append(

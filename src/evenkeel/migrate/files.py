@@ -64,8 +64,7 @@ def read(path: str | os.PathLike[str]) -> Saved:
             return read_checkpoint(checkpoint.latest(file))
         raise InputError(
             f"{path} is a folder without saved_model.pb or checkpoint; expected a SavedModel of "
-            "Keras 2 "
-            "or a TensorFlow checkpoint."
+            "Keras 2 or a TensorFlow checkpoint."
         )
     if not file.is_file():
         if pathlib.Path(f"{path}.index").is_file():
@@ -145,8 +144,7 @@ def check_archive(path: str, archive: zipfile.ZipFile, size: int) -> None:
     if unfolded > SLACK + EXPANSION * size:
         raise InputError(
             f"{path} unfolds from {size} to {unfolded} bytes, far more than a model does: it may "
-            "be a "
-            "decompression bomb."
+            "be a decompression bomb."
         )
 
 
@@ -156,8 +154,8 @@ def read_saved_model(folder: pathlib.Path) -> Saved:
     if not metadata.is_file():
         raise InputError(
             f"{folder} has no keras_metadata.pb: a SavedModel without a Keras model's config "
-            "cannot become "
-            "a Keras model; keras.layers.TFSMLayer runs it for inference on TensorFlow."
+            "cannot become a Keras model; keras.layers.TFSMLayer runs it for inference on "
+            "TensorFlow."
         )
     text = checkpoint.model_metadata(metadata)
     config = parse(text, f"the model's metadata in {metadata}")
@@ -168,8 +166,7 @@ def read_saved_model(folder: pathlib.Path) -> Saved:
     if "config" not in config:
         raise InputError(
             f"The model in {folder} has no config: a subclass of keras.Model cannot be made again "
-            "from "
-            "its file; make it in Python and call evenkeel.load_weights(model, path)."
+            "from its file; make it in Python and call evenkeel.load_weights(model, path)."
         )
     return Saved(str(folder), "saved_model", config, training, weights, "2")
 

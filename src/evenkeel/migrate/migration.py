@@ -139,7 +139,6 @@ def compare(old: str, model: Any, again: Any, safe_mode: bool) -> tuple[str, flo
     if found > TOLERANCE:
         sentence += (
             f", more than rounding explains ({TOLERANCE:.0e}). TensorFlow Addons was wrong for "
-            "some negative "
-            "axes, and computes float16 differently; otherwise please report it"
+            "some negative axes, and computes float16 differently; otherwise please report it"
         )
     return f"{reopened} {sentence}.", found

@@ -72,8 +72,7 @@ def check_built(model: Any) -> None:
     if not model.built:
         raise InputError(
             f"The model {model.name!r} has no weights yet: its input shape is not known. Call it "
-            "on data, "
-            "or build it, and then call evenkeel.load_weights(model, path)."
+            "on data, or build it, and then call evenkeel.load_weights(model, path)."
         )
 
 
