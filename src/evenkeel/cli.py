@@ -215,7 +215,9 @@ def run_config(options: argparse.Namespace) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; wrong input is one sentence on stderr and exit code 2."""
-    parser = argparse.ArgumentParser(prog="evenkeel", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="evenkeel", description="Normalization layers for Keras 3: what goes with them."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     for add in (add_compare, add_explain, add_bench, add_migrate, add_migrate_code, add_config):
         add(commands)
