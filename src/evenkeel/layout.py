@@ -176,7 +176,9 @@ def _merge(view: View, shape: Sequence[Any], per_sample: bool) -> list[Axis]:
             else:
                 axes.append(Axis(length, run, varies))
             known = isinstance(length, int)
-    return axes
+    # Without the axes of length one there is less to do, but one that is reduced must stay.
+    long = [axis for axis in axes if not (isinstance(axis.length, int) and axis.length == 1)]
+    return long if any(axis.reduced for axis in long) else axes
 
 
 def _is_zero(length: Any) -> bool:

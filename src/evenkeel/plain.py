@@ -55,11 +55,11 @@ def normalize(
     shape = ops.shape(x)
     layout = Layout(view, shape, per_sample)
     axes, reduced = layout.axes, layout.reduced
-    x = ops.cast(layout.arrange(x), compute_dtype)
+    x = _cast(layout.arrange(x), compute_dtype)
     if not isinstance(epsilon, (int, float)):
-        epsilon = ops.cast(epsilon, compute_dtype)
+        epsilon = _cast(epsilon, compute_dtype)
     gamma, beta = (
-        None if one is None else ops.cast(layout.arrange_parameter(one), compute_dtype)
+        None if one is None else _cast(layout.arrange_parameter(one), compute_dtype)
         for one in (gamma, beta)
     )
     mask = layout.arrange_mask(mask)
@@ -138,7 +138,12 @@ def normalize(
         y = _affine(x, steps)
     else:
         y = _masked_affine(x, steps, mask, occupied=spread(count, reduced) > 0.0)
-    return ops.cast(layout.restore(y), dtype)
+    return _cast(layout.restore(y), dtype)
+
+
+def _cast(t: Tensor, dtype: str) -> Tensor:
+    """As ops.cast, which in eager PyTorch takes a while even where there is nothing to do."""
+    return t if backend.standardize_dtype(t.dtype) == dtype else ops.cast(t, dtype)
 
 
 def _affine(y: Tensor, steps: Sequence[tuple[Tensor, ...]]) -> Tensor:
