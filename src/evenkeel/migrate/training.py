@@ -66,10 +66,10 @@ class Compiling:
         names = getattr(model, "output_names", ())  # a Sequential model has none
         arguments = {
             "loss": self.nested(settings.get("loss"), self.loss),
-            "metrics": without_none(self.nested(settings.get("metrics"), self.metric, names)),
-            "weighted_metrics": without_none(
-                self.nested(settings.get("weighted_metrics"), self.metric, names)
-            ),
+            **{
+                key: of_outputs(self.nested(settings.get(key), self.metric, names))
+                for key in ("metrics", "weighted_metrics")
+            },
             "loss_weights": settings.get("loss_weights"),
             "run_eagerly": bool(settings.get("run_eagerly")),
             "steps_per_execution": settings.get("steps_per_execution") or 1,
@@ -274,6 +274,16 @@ class Compiling:
         for variable, array in zip(wanted, rest, strict=True):
             variable.assign(array)
         return ""
+
+
+def of_outputs(metrics: Any) -> Any:
+    """Metrics without those that were dropped; of one output, not in a list of one list.
+
+    Keras 2 wrote that, which Keras 3.10 refuses.
+    """
+    kept = without_none(metrics)
+    single = isinstance(kept, list) and len(kept) == 1 and isinstance(kept[0], list)
+    return kept[0] if single else kept
 
 
 def without_none(value: Any) -> Any:
