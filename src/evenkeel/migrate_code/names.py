@@ -2,19 +2,10 @@
 
 import dataclasses
 
+from evenkeel.migrate import addons
+
 # Each class is found as evenkeel.layers.X or evenkeel.rnn.X, with the same arguments.
-COVERED = {
-    "layers": {
-        "FilterResponseNormalization",
-        "GroupNormalization",
-        "InstanceNormalization",
-        "PoincareNormalize",
-        "SpectralNormalization",
-        "TLU",
-        "WeightNormalization",
-    },
-    "rnn": {"LayerNormLSTMCell", "LayerNormSimpleRNNCell"},
-}
+COVERED = {part: {one.__name__ for one in classes} for part, classes in addons.COVERED.items()}
 # The modules of TensorFlow Addons that define them: some code imports from there.
 MODULES = {
     "layers": {"normalizations", "poincare", "spectral_normalization", "tlu", "wrappers"},
