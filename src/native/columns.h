@@ -134,10 +134,11 @@ class Columns {
     N u, v;
   };
 
-  // Add to each lane the sums over a range of rows of the terms that of(i) gives for vectors and
-  // single elements: it returns a function of a row's lane, called once for each row and step of
-  // vectors, because stores keep compilers from taking anything out of the inner loop;
-  // before(i) comes before row i. Sums are short, in the compute type, before they go to double.
+  // Add to each lane the sums over a range of rows of the terms of each. of(i) gives what row i adds:
+  // vector(j) for the vector from lane j on, one(j) for a single lane. It is called once for each
+  // row that is passed over, not in the inner loop, out of which stores keep compilers from taking
+  // anything; before(i) comes before row i. Sums are short, in the compute type, before they go to
+  // double.
   //
   // Memory is read in its order, row after row: read column after column, it takes twice as long.
   // The sums wait in registers where a row is as short as rows are folded to be, else in the

@@ -276,9 +276,10 @@ def test_twisted_configs_become_a_model_or_an_error(name, addons, monkeypatch):
         training = saved.config.get("compile_config")
         saved.training = training if isinstance(training, dict) else None
         try:
-            evenkeel.migrate.load("it", None, True, True)
+            model, _, _ = evenkeel.migrate.load("it", None, True, True)
         except InputError:
             continue
+        assert isinstance(model, keras.Model)
 
 
 def test_the_reader_in_the_other_process_says_what_it_cannot_survive(monkeypatch, tmp_path):
