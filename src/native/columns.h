@@ -98,7 +98,8 @@ class Columns {
     const int64_t in_unit = shape_.lengths * least(shape_.width, shape_.lanes);
     const bool fits = in_unit * reads * int64_t(sizeof(T)) <= 2 * kCacheBytes;
     const int64_t rows = all_rows();
-    per_task_ = most(1, kTaskElements / in_unit);
+    per_task_ = most(most(1, kTaskElements / in_unit), least(kSomeTiles, units_ / kMostParts));
+    ask_ = in_unit * reads * int64_t(sizeof(T)) <= kNextTile;
     chunk_ = rows;
     if ((!fits || units_ < 8) && p.elements >= 2 * kTaskElements)
       chunk_ = least(rows, most(kShortSum, kTaskElements / (shape_.fold * shape_.width)));
@@ -114,6 +115,11 @@ class Columns {
 
   // The elements of the incomplete row if the range has it, and the end of the complete ones.
   int64_t rest_of(const Tile& t, RowRange range) const { return range.end > t.rows ? t.rest : 0; }
+
+  // How far it is from a tile to that of the next unit, or 0 where this is not to be asked for.
+  int64_t to_next(const Tile& t, int64_t unit, int64_t end) const {
+    return ask_ && unit + 1 < end ? tile(unit + 1).begin - t.begin : 0;
+  }
 
   // Nothing to do before a row.
   struct Nothing {
@@ -264,6 +270,24 @@ class Columns {
     for (int64_t j = t.lanes; j < t.width; ++j) lanes[j] = lanes[j - t.lanes];
   }
 
+  // Write the three statistics of each group to all its lanes.
+  void statistics_to_lanes(const Tile& t, const S* statistics, S* high, S* low, S* rstd) const {
+    const S* from = statistics + 3 * t.group;
+    if (t.groups == t.width) return separate(t.groups, from, high, low, rstd);
+    S* const to[] = {high, low, rstd};
+    for (int which = 0; which < 3; ++which)
+      to_lanes(t, to[which], [&](int64_t g) { return from[3 * g + which]; });
+  }
+  // A loop that compilers turn into vectors.
+  static void separate(int64_t count, const S* __restrict from, S* __restrict high,
+                       S* __restrict low, S* __restrict rstd) {
+    for (int64_t g = 0; g < count; ++g) {
+      high[g] = from[3 * g];
+      low[g] = from[3 * g + 1];
+      rstd[g] = from[3 * g + 2];
+    }
+  }
+
   // The place of a lane's gamma within its slice, and of a slice's.
   int64_t lane_parameter(const Tile& t, int64_t j) const {
     const int64_t lane = t.first + j % t.lanes, together = p_.size[3];
@@ -279,6 +303,7 @@ class Columns {
   const S* gamma_;
   const evenkeel_executor* executor_;
   int64_t per_task_, chunk_, chunks_;
+  bool ask_;  // for the next tile while one is written
 };
 
 template <class T>
@@ -306,7 +331,8 @@ class ForwardColumns : Columns<T> {
         Scratch scratch;
         Lanes lanes(this->widest(), scratch);
         if (scratch.failed()) return false;
-        for (int64_t u = task * per_task_; u < least(units_, (task + 1) * per_task_); ++u) {
+        const int64_t end = least(units_, (task + 1) * per_task_);
+        for (int64_t u = task * per_task_; u < end; ++u) {
           const Tile t = this->tile(u);
           bool far = !p_.given;
           for (int pass = 0; pass < 2 && far; ++pass) {
@@ -315,7 +341,7 @@ class ForwardColumns : Columns<T> {
             this->moments(t, this->all(), lanes.pivot, lanes.sum, lanes.squares);
             far = statistics(t, lanes.pivot, lanes.sum, lanes.squares);
           }
-          apply(t, this->all(), lanes);
+          apply(t, this->all(), this->to_next(t, u, end), lanes);
         }
         if (past_) end_of_stream();
         return true;
@@ -350,7 +376,7 @@ class ForwardColumns : Columns<T> {
       Scratch own;
       Lanes lanes(width, own);
       if (own.failed()) return false;
-      apply(this->tile(task / chunks_), this->chunk(task % chunks_), lanes);
+      apply(this->tile(task / chunks_), this->chunk(task % chunks_), 0, lanes);
       if (past_) end_of_stream();
       return true;
     });
@@ -400,13 +426,8 @@ class ForwardColumns : Columns<T> {
     return far;
   }
 
-  void apply(const Tile& t, RowRange range, const Lanes& l) const {
-    const auto of_group = [&](int which) {
-      return [&, which](int64_t g) { return statistics_[3 * (t.group + g) + which]; };
-    };
-    this->to_lanes(t, l.high, of_group(0));
-    this->to_lanes(t, l.shift, of_group(1));
-    this->to_lanes(t, l.scale, of_group(2));
+  void apply(const Tile& t, RowRange range, int64_t next, const Lanes& l) const {
+    this->statistics_to_lanes(t, statistics_, l.high, l.shift, l.scale);
     if (shape_.by_row || !(gamma_ || beta_)) {
       for (int64_t j = 0; j < t.width; ++j) l.shift[j] = -l.shift[j] * l.scale[j];
     } else {
@@ -419,45 +440,83 @@ class ForwardColumns : Columns<T> {
       }
     }
     if (!shape_.by_row)
-      past_ ? rows_alike<true>(t, range, l) : rows_alike<false>(t, range, l);
+      past_ ? rows_alike<true>(t, range, next, l) : rows_alike<false>(t, range, next, l);
     else if (this->lanes_vary())
-      past_ ? rows_apart<true, true>(t, range, l) : rows_apart<false, true>(t, range, l);
+      past_ ? rows_vary<true>(t, range, l) : rows_vary<false>(t, range, l);
     else
-      past_ ? rows_apart<true, false>(t, range, l) : rows_apart<false, false>(t, range, l);
+      past_ ? rows_apart<true>(t, range, next, l) : rows_apart<false>(t, range, next, l);
+  }
+
+  // A row, and its gamma and beta where they change from row to row.
+  struct Row {
+    const T* x;
+    T* y;
+    S gamma, beta;
+  };
+  Row row(const Tile& t, int64_t i, S gamma = 1, S beta = 0) const {
+    return {x_ + t.begin + i * t.stride, y_ + t.begin + i * t.stride, gamma, beta};
   }
 
   template <bool past>
-  void rows_alike(const Tile& t, RowRange range, const Lanes& l) const {
-    for (int64_t i = range.begin; i < least(range.end, t.rows); ++i)
-      row<past>(t.begin + i * t.stride, t.width, l);
-    row<false>(t.begin + t.rows * t.stride, this->rest_of(t, range), l);
+  void rows_alike(const Tile& t, RowRange range, int64_t next, const Lanes& l) const {
+    const int64_t stop = least(range.end, t.rows);
+    int64_t i = range.begin;
+    for (; i + 4 <= stop; i += 4)
+      write<past, false>(t.width, 4 * t.stride, next, l, row(t, i), row(t, i + 1), row(t, i + 2),
+                         row(t, i + 3));
+    for (; i < stop; ++i) write<past, false>(t.width, t.stride, next, l, row(t, i));
+    write<false, false>(this->rest_of(t, range), 0, 0, l, row(t, t.rows));
   }
 
   template <bool past>
-  void row(int64_t at, int64_t width, Lanes l) const {
-    const T* x = x_ + at;
-    T* y = y_ + at;
-    this->for_lanes(
-        0, width,
-        [&](int64_t j) {
-          store<past>(y + j, madd(load(x + j) - read<V>(l.high + j), read<V>(l.scale + j),
-                                  read<V>(l.shift + j)));
-        },
-        [&](int64_t j) { put(y + j, madd(S(get(x[j]) - l.high[j]), l.scale[j], l.shift[j])); });
+  void rows_apart(const Tile& t, RowRange range, int64_t next, const Lanes& l) const {
+    const int64_t slice = this->slice_parameter(t);
+    const auto of = [&](int64_t i) {
+      const int64_t at = slice + p_.strides[1].offset(i);
+      return row(t, i, gamma_ ? gamma_[at] : S(1), beta_ ? beta_[at] : S(0));
+    };
+    int64_t i = range.begin;
+    for (; i + 4 <= range.end; i += 4)
+      write<past, true>(t.width, 4 * t.stride, next, l, of(i), of(i + 1), of(i + 2), of(i + 3));
+    for (; i < range.end; ++i) write<past, true>(t.width, t.stride, next, l, of(i));
   }
 
-  // gamma and beta change from row to row, and along a row too where `vary`.
-  template <bool past, bool vary>
-  void rows_apart(Tile t, RowRange range, Lanes l) const {
+  // Write some rows, which are passed by value, so that no store seems to change them. What comes
+  // next is asked for: the lines of y `ahead` elements on, which an ordinary store reads first, and
+  // x of the next tile, `next` elements on.
+  template <bool past, bool apart, class... Rows>
+  static void write(int64_t width, int64_t ahead, int64_t next, Lanes l, Rows... rows) {
+    int64_t j = 0;
+    for (; j + kLanes<T> <= width; j += kLanes<T>) {
+      const V high = read<V>(l.high + j), scale = read<V>(l.scale + j);
+      const V shift = read<V>(l.shift + j);
+      const auto one = [&](const Row& row) {
+        if (!past) __builtin_prefetch(row.y + ahead + j, 1);
+        __builtin_prefetch(row.x + next + j);
+        const V v = madd(load(row.x + j) - high, scale, shift);
+        store<past>(row.y + j, apart ? madd(v, fill<V>(row.gamma), fill<V>(row.beta)) : v);
+      };
+      (one(rows), ...);
+    }
+    for (; j < width; ++j) {
+      const auto one = [&](const Row& row) {
+        const S v = madd(S(get(row.x[j]) - l.high[j]), l.scale[j], l.shift[j]);
+        put(row.y + j, apart ? madd(v, row.gamma, row.beta) : v);
+      };
+      (one(rows), ...);
+    }
+  }
+
+  // gamma and beta change from row to row, and along a row too.
+  template <bool past>
+  void rows_vary(const Tile& t, RowRange range, Lanes l) const {
     for (int64_t i = range.begin; i < range.end; ++i) {
       const int64_t first = this->slice_parameter(t) + p_.strides[1].offset(i);
-      for (int64_t j = 0; vary && j < t.width; ++j) {
+      for (int64_t j = 0; j < t.width; ++j) {
         const int64_t at = first + this->lane_parameter(t, j);
         l.gamma[j] = gamma_ ? gamma_[at] : S(1);
         l.beta[j] = beta_ ? beta_[at] : S(0);
       }
-      const S one_gamma = !vary && gamma_ ? gamma_[first] : S(1);
-      const S one_beta = !vary && beta_ ? beta_[first] : S(0);
       const T* x = x_ + t.begin + i * t.stride;
       T* y = y_ + t.begin + i * t.stride;
       this->for_lanes(
@@ -465,13 +524,11 @@ class ForwardColumns : Columns<T> {
           [&](int64_t j) {
             const V v = madd(load(x + j) - read<V>(l.high + j), read<V>(l.scale + j),
                              read<V>(l.shift + j));
-            const V gamma = vary ? read<V>(l.gamma + j) : fill<V>(one_gamma);
-            const V beta = vary ? read<V>(l.beta + j) : fill<V>(one_beta);
-            store<past>(y + j, madd(v, gamma, beta));
+            store<past>(y + j, madd(v, read<V>(l.gamma + j), read<V>(l.beta + j)));
           },
           [&](int64_t j) {
             const S v = madd(S(get(x[j]) - l.high[j]), l.scale[j], l.shift[j]);
-            put(y + j, madd(v, vary ? l.gamma[j] : one_gamma, vary ? l.beta[j] : one_beta));
+            put(y + j, madd(v, l.gamma[j], l.beta[j]));
           });
     }
   }
@@ -517,14 +574,15 @@ class BackwardColumns : Columns<T> {
         Scratch own;
         const Lanes lanes(width, own);
         if (own.failed()) return false;
-        for (int64_t u = task * some; u < least(units_, (task + 1) * some); ++u) {
+        const int64_t end = least(units_, (task + 1) * some);
+        for (int64_t u = task * some; u < end; ++u) {
           const Tile t = this->tile(u);
           start(t, lanes);
           for (int64_t j = 0; j < 2 * width; ++j) lanes.sum[j] = 0;
           products(t, this->all(), lanes, lanes.sum, lanes.product);
           if (!shape_.by_row) to_parameters(t, lanes.sum, lanes.product, parameters, task);
           project_lanes(t, lanes.sum, lanes.product, lanes);
-          apply(t, this->all(), lanes, parameters, task);
+          apply(t, this->all(), this->to_next(t, u, end), lanes, parameters, task);
         }
         if (past_) end_of_stream();
         return true;
@@ -568,7 +626,7 @@ class BackwardColumns : Columns<T> {
         start(t, lanes);
         project_lanes(t, first, first + width, lanes);
         for (int64_t i = task * some; i < least(chunks_, (task + 1) * some); ++i)
-          apply(t, this->chunk(i), lanes, parameters, shared ? task : 0);
+          apply(t, this->chunk(i), 0, lanes, parameters, shared ? task : 0);
       }
       if (past_) end_of_stream();
       return true;
@@ -597,10 +655,7 @@ class BackwardColumns : Columns<T> {
 
   // The statistics of each lane, and its gamma where this is the same in all rows.
   void start(const Tile& t, const Lanes& l) const {
-    S* const to[] = {l.high, l.low, l.rstd};
-    for (int which = 0; which < 3; ++which)
-      this->to_lanes(t, to[which],
-                     [&](int64_t g) { return statistics_[3 * (t.group + g) + which]; });
+    this->statistics_to_lanes(t, statistics_, l.high, l.low, l.rstd);
     if (shape_.by_row) return;
     const int64_t first = this->slice_parameter(t);
     for (int64_t j = 0; j < t.width; ++j)
@@ -699,16 +754,16 @@ class BackwardColumns : Columns<T> {
     for (int64_t j = 0; j < t.width; ++j) l.scale[j] = scaled ? l.rstd[j] * l.gamma[j] : l.rstd[j];
   }
 
-  void apply(const Tile& t, RowRange range, const Lanes& l, const ParameterSums& parameters,
-             int64_t part) const {
+  void apply(const Tile& t, RowRange range, int64_t next, const Lanes& l,
+             const ParameterSums& parameters, int64_t part) const {
     if (!shape_.by_row)
       past_ ? rows_alike<true>(t, range, l) : rows_alike<false>(t, range, l);
     else if (this->lanes_vary())
-      past_ ? rows_apart<true, true>(t, range, l, parameters, part)
-            : rows_apart<false, true>(t, range, l, parameters, part);
+      past_ ? rows_apart<true, true>(t, range, next, l, parameters, part)
+            : rows_apart<false, true>(t, range, next, l, parameters, part);
     else
-      past_ ? rows_apart<true, false>(t, range, l, parameters, part)
-            : rows_apart<false, false>(t, range, l, parameters, part);
+      past_ ? rows_apart<true, false>(t, range, next, l, parameters, part)
+            : rows_apart<false, false>(t, range, next, l, parameters, part);
   }
 
   template <bool past>
@@ -738,7 +793,7 @@ class BackwardColumns : Columns<T> {
   // gamma changes from row to row, and along a row too where `vary`; and so do the parameters that
   // a row adds to.
   template <bool past, bool vary>
-  void rows_apart(Tile t, RowRange range, Lanes l, const ParameterSums& parameters,
+  void rows_apart(Tile t, RowRange range, int64_t next, Lanes l, const ParameterSums& parameters,
                   int64_t part) const {
     for (int64_t i = range.begin; i < range.end; ++i) {
       const int64_t first = row_parameter(t, i);
@@ -759,6 +814,10 @@ class BackwardColumns : Columns<T> {
               const V rstd = read<V>(l.scale + j);
               const V gamma = vary ? read<V>(l.gamma + j) : fill<V>(one);
               const V inner = madd(read<V>(l.slope + j), d, read<V>(l.constant + j));
+              // The next tile, and what an ordinary store reads first.
+              __builtin_prefetch(x + next + j);
+              __builtin_prefetch(dy + next + j);
+              if (!past) __builtin_prefetch(dx + 4 * t.stride + j, 1);
               store<past>(dx + j, madd(rstd * gamma, g, inner));
               const V term = g * ((d - read<V>(l.low + j)) * rstd);
               if (vary) {

@@ -15,7 +15,12 @@ constexpr int64_t kStreamBytes = 16 << 20;  // outputs from this size on are sto
 constexpr int64_t kMostLanes = 1024;        // whose sums are kept in the nearest cache
 constexpr int64_t kFolded = 8;              // vectors of a row of folded stretches
 constexpr int64_t kFarApart = 2048;         // bytes between rows that are read together
-constexpr int64_t kMostParts = 64;         // partial sums of the gradient of gamma
+constexpr int64_t kSomeTiles = 4;           // one after the other, where there are many
+constexpr int64_t kMostParts = 64;          // partial sums of the gradient of gamma
+// What is read next is asked for while a result is written, unless it is larger than this: then
+// memory is read and written at once, and not in turn.
+constexpr int64_t kNextRow = 64 << 10;    // bytes
+constexpr int64_t kNextTile = 512 << 10;  // bytes
 
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -35,9 +40,9 @@ class Scratch {
     }
   }
   template <class T>
-  T* get(int64_t count, bool zeros = false) {
+  T* get(int64_t count) {
     const size_t bytes = sizeof(void*) * 8 + sizeof(T) * size_t(count);
-    void** block = static_cast<void**>(zeros ? calloc(1, bytes) : malloc(bytes));
+    void** block = static_cast<void**>(malloc(bytes));
     if (!block) {
       failed_ = true;
       return nullptr;
@@ -45,6 +50,14 @@ class Scratch {
     *block = last_;
     last_ = block;
     return reinterpret_cast<T*>(block + 8);
+  }
+  // Zeros, written at once: new pages from calloc are all one page of zeros, and each is copied when
+  // it is first added to, which makes the system interrupt every thread.
+  template <class T>
+  T* zeros(int64_t count) {
+    T* found = get<T>(count);
+    if (found) __builtin_memset(found, 0, sizeof(T) * size_t(count));
+    return found;
   }
   bool failed() const { return failed_; }
 
@@ -139,12 +152,13 @@ static inline bool finish_groups(const Problem& p, int64_t count, const S* pivot
     const int64_t some = least(kSome, count - from);
     S high[kSome], low[kSome], rstd[kSome], v[kSome];
     far |= in_lines<centered>(p, some, pivot + from, sum + from, squares + from, high, low, rstd, v);
+    S* __restrict to = statistics + 3 * from;
     for (int64_t g = 0; g < some; ++g) {
-      statistics[3 * (from + g)] = high[g];
-      statistics[3 * (from + g) + 1] = low[g];
-      statistics[3 * (from + g) + 2] = rstd[g];
-      if (variance) variance[from + g] = v[g];
+      to[3 * g] = high[g];
+      to[3 * g + 1] = low[g];
+      to[3 * g + 2] = rstd[g];
     }
+    for (int64_t g = 0; variance && g < some; ++g) variance[from + g] = v[g];
   }
   return far;
 }
@@ -188,8 +202,8 @@ struct ParameterSums {
   ParameterSums(const Backward& b, int64_t parts, Scratch& scratch)
       : parameters(b.p.parameters),
         parts(parts),
-        gamma(b.dgamma ? scratch.get<double>(parts * b.p.parameters, true) : nullptr),
-        beta(b.dbeta ? scratch.get<double>(parts * b.p.parameters, true) : nullptr) {}
+        gamma(b.dgamma ? scratch.zeros<double>(parts * b.p.parameters) : nullptr),
+        beta(b.dbeta ? scratch.zeros<double>(parts * b.p.parameters) : nullptr) {}
 
   // The number of parts whose sums take little memory beside x.
   static int64_t most_parts(const Problem& p) {

@@ -63,6 +63,13 @@ struct RowShape {
   int64_t kept_;
 };
 
+// How far it is from a row to the one that is read next, or 0 where this is not to be asked for
+// while the result is written: after the last one, and where the rows of `reads` tensors are large.
+template <class T>
+static int64_t to_next(int64_t row, int64_t end, int64_t length, int reads) {
+  return row + 1 < end && reads * length * int64_t(sizeof(T)) <= kNextRow ? length : 0;
+}
+
 // In short sums of the compute type: 32 squares of numbers up to 2e18 are a float still.
 template <class T, class S>
 static Moments row_moments(const T* x, int64_t n, S pivot) {
@@ -100,24 +107,28 @@ static Moments row_moments(const T* x, int64_t n, S pivot) {
   return m;
 }
 
-// y = (x - high) * scale + shift
+// y = (x - high) * scale + shift. `next` is what to_next() says.
 template <bool past, class T, class S>
-static void row_affine(const T* x, T* y, int64_t n, S high, S scale, S shift) {
+static void row_affine(const T* x, T* y, int64_t n, int64_t next, S high, S scale, S shift) {
   using V = Vector<T>;
   const V h = fill<V>(high), a = fill<V>(scale), b = fill<V>(shift);
   int64_t i = 0;
-  for (; i + kLanes<T> <= n; i += kLanes<T>) store<past>(y + i, madd(load(x + i) - h, a, b));
+  for (; i + kLanes<T> <= n; i += kLanes<T>) {
+    __builtin_prefetch(x + next + i);
+    store<past>(y + i, madd(load(x + i) - h, a, b));
+  }
   for (; i < n; ++i) put(y + i, madd(S(get(x[i]) - high), scale, shift));
 }
 
 // y = ((x - high) * scale + shift) * gamma + beta
 template <bool past, bool scaled, bool shifted, class T, class S>
-static void row_affine_each(const T* x, T* y, int64_t n, S high, S scale, S shift, const S* gamma,
-                            const S* beta) {
+static void row_affine_each(const T* x, T* y, int64_t n, int64_t next, S high, S scale, S shift,
+                            const S* gamma, const S* beta) {
   using V = Vector<T>;
   const V h = fill<V>(high), a = fill<V>(scale), b = fill<V>(shift);
   int64_t i = 0;
   for (; i + kLanes<T> <= n; i += kLanes<T>) {
+    __builtin_prefetch(x + next + i);
     V v = madd(load(x + i) - h, a, b);
     if constexpr (scaled && shifted)
       v = madd(v, read<V>(gamma + i), read<V>(beta + i));
@@ -141,8 +152,9 @@ static void row_affine_each(const T* x, T* y, int64_t n, S high, S scale, S shif
 
 // The elements begin to end of a row.
 template <bool past, class T, class S = typename Compute<T>::type>
-static void row_forward(const RowShape& shape, int64_t row, int64_t begin, int64_t end, const T* x,
-                        const S* gamma, const S* beta, const S* statistics, T* y) {
+static void row_forward(const RowShape& shape, int64_t row, int64_t begin, int64_t end,
+                        int64_t next, const T* x, const S* gamma, const S* beta,
+                        const S* statistics, T* y) {
   const S high = statistics[0], rstd = statistics[2];
   const double low = statistics[1];
   const int64_t first = shape.offset(row);
@@ -153,26 +165,28 @@ static void row_forward(const RowShape& shape, int64_t row, int64_t begin, int64
     if (!shape.each || (!gamma && !beta)) {
       const S scale = gamma ? rstd * gamma[at] : rstd;
       const double shift = beta ? double(beta[at]) : 0;
-      row_affine<past>(from, to, n, high, scale, S(shift - low * scale));
+      row_affine<past>(from, to, n, next, high, scale, S(shift - low * scale));
       return;
     }
     const S shift = S(-low * rstd);
     if (gamma && beta)
-      row_affine_each<past, true, true>(from, to, n, high, rstd, shift, gamma + at, beta + at);
+      row_affine_each<past, true, true>(from, to, n, next, high, rstd, shift, gamma + at,
+                                        beta + at);
     else if (gamma)
-      row_affine_each<past, true, false>(from, to, n, high, rstd, shift, gamma + at, beta);
+      row_affine_each<past, true, false>(from, to, n, next, high, rstd, shift, gamma + at, beta);
     else
-      row_affine_each<past, false, true>(from, to, n, high, rstd, shift, gamma, beta + at);
+      row_affine_each<past, false, true>(from, to, n, next, high, rstd, shift, gamma, beta + at);
   });
 }
 
 template <class T, class S = typename Compute<T>::type>
 static void row_forward(bool past, const RowShape& shape, int64_t row, int64_t begin, int64_t end,
-                        const T* x, const S* gamma, const S* beta, const S* statistics, T* y) {
+                        int64_t next, const T* x, const S* gamma, const S* beta,
+                        const S* statistics, T* y) {
   if (past)
-    row_forward<true>(shape, row, begin, end, x, gamma, beta, statistics, y);
+    row_forward<true>(shape, row, begin, end, next, x, gamma, beta, statistics, y);
   else
-    row_forward<false>(shape, row, begin, end, x, gamma, beta, statistics, y);
+    row_forward<false>(shape, row, begin, end, next, x, gamma, beta, statistics, y);
 }
 
 // Whether every segment of a row starts where a vector may be stored past the cache.
@@ -199,7 +213,8 @@ static bool forward_rows(const Forward& f) {
   if (whole || p.given) {
     const int64_t some = most(1, kTaskElements / n);
     return run_all(f.executor, ceil_div(rows, some), [&](int64_t task) {
-      for (int64_t row = task * some; row < least(rows, (task + 1) * some); ++row) {
+      const int64_t stop = least(rows, (task + 1) * some);
+      for (int64_t row = task * some; row < stop; ++row) {
         const T* from = x + row * n;
         S* to = statistics + 3 * row;
         if (!p.given) {
@@ -210,7 +225,8 @@ static bool forward_rows(const Forward& f) {
             finish(p, mean, row_moments(from, n, mean), to, own);
           }
         }
-        row_forward(past, shape, row, 0, n, from, gamma, beta, to, y + row * n);
+        row_forward(past, shape, row, 0, n, to_next<T>(row, stop, n, 1), from, gamma, beta, to,
+                    y + row * n);
       }
       if (past) end_of_stream();
       return true;
@@ -246,7 +262,7 @@ static bool forward_rows(const Forward& f) {
   return run_all(f.executor, rows * chunks, [&](int64_t task) {
     task = rows * chunks - 1 - task;
     const int64_t row = task / chunks, begin = task % chunks * chunk;
-    row_forward(past, shape, row, begin, least(n, begin + chunk), x + row * n, gamma, beta,
+    row_forward(past, shape, row, begin, least(n, begin + chunk), 0, x + row * n, gamma, beta,
                 statistics + 3 * row, y + row * n);
     if (past) end_of_stream();
     return true;
@@ -298,13 +314,16 @@ static void row_products(const T* x, const T* dy, int64_t n, S high, const S* ga
 
 // dx = scale * dy + (slope * (x - high) + constant)
 template <bool past, class T, class S>
-static void row_gradient(const T* x, const T* dy, T* dx, int64_t n, S high, S scale, S slope,
-                         S constant) {
+static void row_gradient(const T* x, const T* dy, T* dx, int64_t n, int64_t next, S high, S scale,
+                         S slope, S constant) {
   using V = Vector<T>;
   const V h = fill<V>(high), a = fill<V>(scale), b = fill<V>(slope), c = fill<V>(constant);
   int64_t i = 0;
-  for (; i + kLanes<T> <= n; i += kLanes<T>)
+  for (; i + kLanes<T> <= n; i += kLanes<T>) {
+    __builtin_prefetch(x + next + i);
+    __builtin_prefetch(dy + next + i);
     store<past>(dx + i, madd(a, load(dy + i), madd(b, load(x + i) - h, c)));
+  }
   for (; i < n; ++i)
     put(dx + i, madd(scale, S(get(dy[i])), madd(slope, S(get(x[i]) - high), constant)));
 }
@@ -312,12 +331,15 @@ static void row_gradient(const T* x, const T* dy, T* dx, int64_t n, S high, S sc
 // The same with scale = rstd * gamma for each element, and the terms of the gradients of gamma
 // and beta added to to_gamma and to_beta, where these are not null.
 template <bool past, class T, class S>
-static void row_gradient_each(const T* x, const T* dy, T* dx, int64_t n, S high, S low, S rstd,
-                              S slope, S constant, const S* gamma, S* to_gamma, S* to_beta) {
+static void row_gradient_each(const T* x, const T* dy, T* dx, int64_t n, int64_t next, S high,
+                              S low, S rstd, S slope, S constant, const S* gamma, S* to_gamma,
+                              S* to_beta) {
   using V = Vector<T>;
   const S shift = -low * rstd;
   int64_t i = 0;
   for (; i + kLanes<T> <= n; i += kLanes<T>) {
+    __builtin_prefetch(x + next + i);
+    __builtin_prefetch(dy + next + i);
     const V d = load(x + i) - fill<V>(high), g = load(dy + i);
     const V a = gamma ? fill<V>(rstd) * read<V>(gamma + i) : fill<V>(rstd);
     store<past>(dx + i, madd(a, g, madd(fill<V>(slope), d, fill<V>(constant))));
@@ -416,7 +438,7 @@ class BackwardRows {
   }
 
   template <bool past>
-  void gradient(int64_t row, int64_t begin, int64_t end, Projection projection,
+  void gradient(int64_t row, int64_t begin, int64_t end, int64_t next, Projection projection,
                 const ParameterSums& sums, int64_t part, const Pending& pending,
                 bool summed) const {
     const T *x = x_ + row * n_, *dy = dy_ + row * n_;
@@ -428,8 +450,8 @@ class BackwardRows {
     shape_.segments(begin, end, [&](Segment s) {
       const int64_t n = s.end - s.begin, at = first + s.parameter;
       if (shape_.each) {
-        row_gradient_each<past>(x + s.begin, dy + s.begin, dx + s.begin, n, high, low, rstd, slope,
-                                constant, gamma_ ? gamma_ + at : nullptr,
+        row_gradient_each<past>(x + s.begin, dy + s.begin, dx + s.begin, n, next, high, low, rstd,
+                                slope, constant, gamma_ ? gamma_ + at : nullptr,
                                 pending.gamma ? pending.gamma + s.parameter : nullptr,
                                 pending.beta ? pending.beta + s.parameter : nullptr);
         return;
@@ -440,7 +462,8 @@ class BackwardRows {
         to_parameters(sums, part, row, at, sum, product);
       }
       const S scale = gamma_ ? rstd * gamma_[at] : rstd;
-      row_gradient<past>(x + s.begin, dy + s.begin, dx + s.begin, n, high, scale, slope, constant);
+      row_gradient<past>(x + s.begin, dy + s.begin, dx + s.begin, n, next, high, scale, slope,
+                         constant);
     });
   }
 
@@ -454,8 +477,8 @@ class BackwardRows {
     // The parameters that these elements have, counted from the row's first.
     const bool one = shape_.segment == n_;
     const int64_t lowest = one ? begin : 0, highest = !shape_.each ? 0 : one ? end : shape_.span();
-    if (shape_.each && b_.dgamma) pending.gamma = scratch.get<S>(highest, true);
-    if (shape_.each && b_.dbeta) pending.beta = scratch.get<S>(highest, true);
+    if (shape_.each && b_.dgamma) pending.gamma = scratch.zeros<S>(highest);
+    if (shape_.each && b_.dbeta) pending.beta = scratch.zeros<S>(highest);
     if (scratch.failed()) return false;
     for (int64_t row = from; row < to; ++row) {
       const int64_t first = shape_.offset(row);
@@ -463,10 +486,11 @@ class BackwardRows {
         flush(sums, part, lowest, highest, pending);
       pending.first = first;
       ++pending.rows;
+      const int64_t next = to_next<T>(row, to, n_, 2);
       if (past_)
-        gradient<true>(row, begin, end, projection(row), sums, part, pending, summed);
+        gradient<true>(row, begin, end, next, projection(row), sums, part, pending, summed);
       else
-        gradient<false>(row, begin, end, projection(row), sums, part, pending, summed);
+        gradient<false>(row, begin, end, next, projection(row), sums, part, pending, summed);
     }
     flush(sums, part, lowest, highest, pending);
     if (past_) end_of_stream();
