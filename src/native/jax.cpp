@@ -23,17 +23,18 @@ struct Job {
   void* context;
   int64_t count;
   std::atomic<int64_t> next{0};
+  std::atomic<int64_t> helpers{0};  // threads of the pool that have started
   int64_t done = 0;
   std::mutex mutex;
   std::condition_variable finished;
 
-  void work() {
+  // Do up to so many tasks.
+  void work(int64_t most) {
     int64_t here = 0;
-    for (;;) {
+    for (; here < most; ++here) {
       const int64_t index = next.fetch_add(1, std::memory_order_relaxed);
       if (index >= count) break;
       task(context, index);
-      ++here;
     }
     if (!here) return;
     std::lock_guard<std::mutex> lock(mutex);
@@ -48,11 +49,24 @@ void run_on_pool(void* handle, int64_t count, evenkeel_task task, void* context)
   job->task = task;
   job->context = context;
   job->count = count;
+  const auto call = [&](int64_t helpers) {
+    for (int64_t i = 0; i < helpers; ++i) {
+      pool.Schedule([job] {
+        job->helpers.fetch_add(1, std::memory_order_relaxed);
+        job->work(job->count);
+      });
+    }
+  };
   // The caller works too. It may be one of the pool's threads itself, so it must not wait for
   // another to start.
   const int64_t helpers = std::min<int64_t>(pool.num_threads(), count) - 1;
-  for (int64_t i = 0; i < helpers; ++i) pool.Schedule([job] { job->work(); });
-  job->work();
+  call(helpers);
+  job->work(1);
+  // A thread may have been woken on the caller's own processor, where it waits until the work is
+  // done; so as many more are called as have not come.
+  if (job->next.load(std::memory_order_relaxed) < count)
+    call(helpers - job->helpers.load(std::memory_order_relaxed));
+  job->work(count);
   std::unique_lock<std::mutex> lock(job->mutex);
   while (job->done < count) job->finished.wait(lock);
 }

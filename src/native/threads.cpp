@@ -31,8 +31,9 @@ struct Job {
   }
 };
 
-void work_on(Job& job) {
-  for (;;) {
+// Do up to so many tasks.
+void work_on(Job& job, int64_t most) {
+  for (; most > 0; --most) {
     const int64_t index = job.next.fetch_add(1, std::memory_order_relaxed);
     if (index >= job.count) return;
     job.task(job.context, index);
@@ -40,6 +41,7 @@ void work_on(Job& job) {
 }
 
 struct Pool {
+  static constexpr int kSpare = 1;   // threads beyond those that work, for when one is late
   std::mutex mutex;
   std::condition_variable posted;    // pool threads wait for jobs
   std::condition_variable finished;  // callers wait for helpers
@@ -57,7 +59,7 @@ struct Pool {
       }
       ++job->helpers;
       lock.unlock();
-      work_on(*job);
+      work_on(*job, job->count);
       lock.lock();
       if (--job->helpers == 0) pool->finished.notify_all();
     }
@@ -66,7 +68,7 @@ struct Pool {
   void run(Job& job) {
     {
       std::lock_guard<std::mutex> lock(mutex);
-      for (; threads < job.limit; ++threads) {
+      for (; threads < job.limit + kSpare; ++threads) {
         try {
           std::thread(help, this).detach();
         } catch (...) {  // no more threads: the caller and those there are do the work
@@ -77,8 +79,15 @@ struct Pool {
       jobs = &job;
     }
     for (int i = 0; i < job.limit && i + 1 < job.count; ++i) posted.notify_one();
-    work_on(job);
+    work_on(job, 1);
+    // A thread may have been woken on this thread's own processor, where it waits until the work is
+    // done; so as many more are woken as have not come.
     std::unique_lock<std::mutex> lock(mutex);
+    const int missing = job.wants_help() ? job.limit - job.helpers : 0;
+    lock.unlock();
+    for (int i = 0; i < missing; ++i) posted.notify_one();
+    work_on(job, job.count);
+    lock.lock();
     Job** link = &jobs;
     while (*link != &job) link = &(*link)->following;
     *link = job.following;
