@@ -217,7 +217,7 @@ def check_group_count(groups: Any) -> int:
 
 def check_epsilon(epsilon: Any) -> float:
     """Return epsilon as a plain float, or raise ValueError unless it is finite and >= 0."""
-    if not isinstance(epsilon, numbers.Real) or not 0 <= float(epsilon) < float("inf"):
+    if not isinstance(epsilon, (float, numbers.Real)) or not 0 <= float(epsilon) < float("inf"):
         raise ValueError(f"epsilon={epsilon!r} must be a finite number of zero or more.")
     return float(epsilon)
 
@@ -324,8 +324,11 @@ def _convert(name: str, value: Any) -> Tensor | None:
     if value is None:
         return None
     if backend.backend() == "torch" and keras.ops.is_tensor(value):
-        _check_dtype(name, value)
-        return value  # in eager PyTorch, to convert what is converted is half of a small call
+        # In eager PyTorch to convert what is converted, or to name its dtype, is most of a small
+        # call.
+        if name == "mask" or not value.is_floating_point():
+            _check_dtype(name, value)
+        return value
     tensor = keras.ops.convert_to_tensor(value)
     _check_dtype(name, tensor)
     check_float64(getattr(value, "dtype", tensor.dtype), tensor.dtype)

@@ -15,7 +15,7 @@ PASSES = ("forward", "forward+backward")
 
 # (N, H, W, C). Large goes beyond the caches, medium stays in the last one, small is the tutorial's.
 IMAGES = {"large": (32, 56, 56, 64), "medium": (32, 28, 28, 64), "small": (32, 26, 26, 10)}
-# From 32 MiB on, glibc asks the system for new pages at every call, which then is what is timed.
+# Of about as many elements as the others that are large.
 LARGE_INSTANCE = (8, 112, 112, 64)
 TOKENS = {"large": (8192, 768), "medium": (2048, 768)}  # (rows, D), for layer and RMS
 GROUPS = {"large": 32, "medium": 32, "small": 5}

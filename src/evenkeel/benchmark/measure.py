@@ -1,10 +1,13 @@
 """Time candidates in turn, on tensors that take turns."""
 
+import contextlib
+import ctypes
 import dataclasses
+import platform
 import statistics
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 LEAST = 2e-3  # seconds: shorter calls are repeated until a measurement takes this long
@@ -26,10 +29,40 @@ class Spread:
         return cls(low, median, high)
 
 
+# Parameters of glibc's mallopt: what each is while freed memory is kept, and by default.
+_MALLOC = {-1: (2**31 - 1, 128 << 10), -4: (0, 65536), -8: (1, 0)}  # trim, mmaps, arenas
+
+
+@contextlib.contextmanager
+def kept_pages() -> Iterator[bool]:
+    """Make glibc's allocator keep what is freed, inside the `with` block, if it is this one.
+
+    Otherwise it returns large tensors to the system, from which every page comes back cleared, by
+    and by: this takes longer than a normalization, and strikes whoever happens to run.
+
+    Yields:
+        Whether it does.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        yield False
+        return
+    libc = ctypes.CDLL(None)
+    try:
+        kept = [libc.mallopt(which, value) for which, (value, _) in _MALLOC.items()]
+        yield all(kept)
+    finally:
+        for which, (_, default) in _MALLOC.items():
+            libc.mallopt(which, default)
+        libc.malloc_trim(0)
+
+
 def measure(
     runs: dict[str, Callable[[Any, Any], Any]], inputs: list[tuple[Any, Any]], rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
     """Time every candidate once a round, in an order that rotates.
+
+    Each time begins with a call that is not timed, so that no candidate pays for what the one
+    before left behind: threads asleep, memory that is still being freed.
 
     Args:
         runs: by name; each returns when its result is there.
@@ -59,13 +92,14 @@ def measure(
     for number in range(rounds):
         first = number % len(names) if names else 0
         for name in names[first:] + names[:first]:
-            run, result = runs[name], None
+            run = runs[name]
+            # Held, so that what is timed does not write to memory that the cache still has.
+            result = run(*inputs[turn % len(inputs)])
             start = time.perf_counter()
             for _ in range(repeats[name]):
                 turn += 1
                 result = run(*inputs[turn % len(inputs)])
             taken = time.perf_counter() - start
-            assert result is not None
             seconds[name].append(taken / repeats[name])
             del result  # frees its memory outside of the measured time
     return seconds, failed

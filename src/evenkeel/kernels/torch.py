@@ -112,9 +112,8 @@ def normalize(
     centered: bool,
 ) -> torch.Tensor:
     """Normalize as `plain.normalize` does; y lies in memory as x does, where x is dense."""
-    per_sample = any(
-        one is not None and one.ndim > len(view.parameter_axes) for one in (gamma, beta)
-    )
+    one = beta if gamma is None else gamma
+    per_sample = one is not None and one.ndim > len(view.parameter_axes)
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
     if gamma is None or beta is None:
         shape = view.parameter_shape(x.shape)
@@ -125,9 +124,9 @@ def normalize(
     options = (how.code, how.groups, epsilon, centered)
     # Outside of the autograd function, whose second derivative must know x as its input.
     x = (x.permute(how.order) if how.permutes else x).contiguous()
-    gamma, beta = (_arranged(one, compute, how) for one in (gamma, beta))
+    gamma, beta = _arranged(gamma, compute, how), _arranged(beta, compute, how)
     if torch.is_grad_enabled() and (x.requires_grad or gamma.requires_grad or beta.requires_grad):
-        y = _Normalize.apply(x, gamma, beta, view, how.order, options)
+        y = _Normalize.apply(x, gamma, beta, (view, how.order, options))
     else:
         y, _ = torch.ops.evenkeel.forward(x, gamma, beta, *options)
     return y.permute(how.inverse) if how.permutes else y
@@ -154,25 +153,21 @@ class _Normalize(torch.autograd.Function):
     """y of x (in the order of the recipe), gamma and beta; keeps x, gamma and the statistics."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Any, gamma: Any, beta: Any, view: View, order: Any, options: Any
-    ) -> Any:
-        y, statistics = torch.ops.evenkeel.forward(x, gamma, beta, *options)
+    def forward(ctx: Any, x: Any, gamma: Any, beta: Any, call: tuple[View, Any, Any]) -> Any:
+        y, statistics = torch.ops.evenkeel.forward(x, gamma, beta, *call[2])
         ctx.save_for_backward(x, gamma, beta, statistics)
-        ctx.view, ctx.order, ctx.options = view, order, options
+        ctx.call = call
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Any) -> Any:
         x, gamma, beta, statistics = ctx.saved_tensors
+        view, order, options = ctx.call
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            view = ctx.view.permuted(ctx.order)
-            gradients = _plain_backward(x, gamma, beta, dy, view, ctx.options)
+            gradients = _plain_backward(x, gamma, beta, dy, view.permuted(order), options)
         else:
-            gradients = torch.ops.evenkeel.backward(
-                x, gamma, dy.contiguous(), statistics, *ctx.options
-            )
-        return (*gradients, None, None, None)
+            gradients = torch.ops.evenkeel.backward(x, gamma, dy.contiguous(), statistics, *options)
+        return (*gradients, None)
 
 
 def _plain_backward(x: Any, gamma: Any, beta: Any, dy: Any, view: View, options: Any) -> Any:
