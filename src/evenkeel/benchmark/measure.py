@@ -10,8 +10,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+
 LEAST = 2e-3  # seconds: shorter calls are repeated until a measurement takes this long
 BUFFERS = 3  # tensors that take turns, so that none is found in the cache because it was just used
+CACHE = 128 << 20  # bytes that are read to have nothing else left in the caches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,17 +60,23 @@ def kept_pages() -> Iterator[bool]:
 
 
 def measure(
-    runs: dict[str, Callable[[Any, Any], Any]], inputs: list[tuple[Any, Any]], rounds: int
+    runs: dict[str, Callable[[Any, Any], Any]],
+    inputs: list[tuple[Any, Any]],
+    rounds: int,
+    cold: bool = False,
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
     """Time every candidate once a round, in an order that rotates.
 
     Each time begins with a call that is not timed, so that no candidate pays for what the one
-    before left behind: threads asleep, memory that is still being freed.
+    before left behind: threads asleep, memory that is still being freed. With `cold` the caches are
+    filled with other data before what is timed: else an operation that writes to memory which was
+    just freed is timed without the traffic of its result.
 
     Args:
         runs: by name; each returns when its result is there.
         inputs: the arguments, used in turn.
         rounds: how often each is timed.
+        cold: whether inputs and results are in memory only.
 
     Returns:
         By name, the seconds that a call took in each round; and, for those that raised an error
@@ -89,12 +98,13 @@ def measure(
     names = list(repeats)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     turn = 0
+    other = np.ones(CACHE if cold else 1, np.uint8)  # not zeros, which may have no memory
     for number in range(rounds):
         first = number % len(names) if names else 0
         for name in names[first:] + names[:first]:
             run = runs[name]
-            # Held, so that what is timed does not write to memory that the cache still has.
             result = run(*inputs[turn % len(inputs)])
+            other.max()
             start = time.perf_counter()
             for _ in range(repeats[name]):
                 turn += 1
