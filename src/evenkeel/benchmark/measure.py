@@ -1,5 +1,6 @@
 """Time candidates in turn, on tensors that take turns."""
 
+import collections
 import contextlib
 import ctypes
 import dataclasses
@@ -69,8 +70,8 @@ def measure(
 
     Each time begins with a call that is not timed, so that no candidate pays for what the one
     before left behind: threads asleep, memory that is still being freed. With `cold` the caches are
-    filled with other data before what is timed: else an operation that writes to memory which was
-    just freed is timed without the traffic of its result.
+    filled with other data, and then several calls are timed whose results are all held: else an
+    operation that writes to memory which was just freed has none of the traffic of its result.
 
     Args:
         runs: by name; each returns when its result is there.
@@ -94,22 +95,22 @@ def measure(
         except Exception as error:  # whatever a peer cannot do is a finding, not the end
             failed[name] = textwrap.shorten(f"{type(error).__name__}: {error}", 160)
         else:
-            repeats[name] = max(1, min(100, round(LEAST / taken)))
+            repeats[name] = max(len(inputs) if cold else 1, min(100, round(LEAST / taken)))
     names = list(repeats)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    turn = 0
+    turn, held = 0, 1 + len(inputs) if cold else 1
     other = np.ones(CACHE if cold else 1, np.uint8)  # not zeros, which may have no memory
     for number in range(rounds):
         first = number % len(names) if names else 0
         for name in names[first:] + names[:first]:
             run = runs[name]
-            result = run(*inputs[turn % len(inputs)])
+            results = collections.deque([run(*inputs[turn % len(inputs)])], held)
             other.max()
             start = time.perf_counter()
             for _ in range(repeats[name]):
                 turn += 1
-                result = run(*inputs[turn % len(inputs)])
+                results.append(run(*inputs[turn % len(inputs)]))
             taken = time.perf_counter() - start
             seconds[name].append(taken / repeats[name])
-            del result  # frees its memory outside of the measured time
+            results.clear()  # frees their memory outside of the measured time
     return seconds, failed
