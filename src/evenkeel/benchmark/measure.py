@@ -70,7 +70,7 @@ def measure(
 
     Each time begins with a call that is not timed, so that no candidate pays for what the one
     before left behind: threads asleep, memory that is still being freed. With `cold` the caches are
-    filled with other data, and then several calls are timed whose results are all held: else an
+    filled with other data before, and several calls are timed whose results are all held: else an
     operation that writes to memory which was just freed has none of the traffic of its result.
 
     Args:
@@ -104,8 +104,8 @@ def measure(
         first = number % len(names) if names else 0
         for name in names[first:] + names[:first]:
             run = runs[name]
-            results = collections.deque([run(*inputs[turn % len(inputs)])], held)
             other.max()
+            results = collections.deque([run(*inputs[turn % len(inputs)])], held)
             start = time.perf_counter()
             for _ in range(repeats[name]):
                 turn += 1
