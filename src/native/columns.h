@@ -98,7 +98,7 @@ class Columns {
     const int64_t in_unit = shape_.lengths * least(shape_.width, shape_.lanes);
     const bool fits = in_unit * reads * int64_t(sizeof(T)) <= 2 * kCacheBytes;
     const int64_t rows = all_rows();
-    per_task_ = most(most(1, kTaskElements / in_unit), least(kSomeTiles, units_ / kMostParts));
+    per_task_ = most(most(1, kTaskElements / in_unit), least(kSomeTiles, units_ / kFewTasks));
     ask_ = in_unit * reads * int64_t(sizeof(T)) <= kNextTile;
     chunk_ = rows;
     if ((!fits || units_ < 8) && p.elements >= 2 * kTaskElements)
@@ -143,7 +143,8 @@ class Columns {
   // Add to each lane the sums over a range of rows of the terms of each. of(i) gives what row i adds:
   // vector(j) for the vector from lane j on, one(j) for a single lane. It is called once for each
   // row that is passed over, not in the inner loop, out of which stores keep compilers from taking
-  // anything; before(i) comes before row i. Sums are short, in the compute type, before they go to
+  // anything; before(i) comes before row i. Where rows are far apart the processor does not see in
+  // time that the next ones come, so vector(j) asks for them, `ahead` elements on. Sums are short, in the compute type, before they go to
   // double.
   //
   // Memory is read in its order, row after row: read column after column, it takes twice as long.
@@ -225,12 +226,11 @@ class Columns {
     }
   }
 
-  // What one row adds to the moments of each lane about its pivot. Where rows are far apart the
-  // processor does not see in time that the next ones come, so they are asked for.
+  // What one row adds to the moments of each lane about its pivot.
   struct MomentsOfRow {
     const T* x;
     const S* pivot;
-    int64_t ahead;  // elements to the rows that are read next
+    int64_t ahead;
     Term<V> vector(int64_t j) const {
       __builtin_prefetch(x + ahead + j);
       const V d = load(x + j) - read<V>(pivot + j);
@@ -679,7 +679,10 @@ class BackwardColumns : Columns<T> {
     const T *x, *dy;
     const S* high;
     Gamma gamma;
+    int64_t ahead;
     typename Base::template Term<V> vector(int64_t j) const {
+      __builtin_prefetch(x + ahead + j);
+      __builtin_prefetch(dy + ahead + j);
       return {load(dy + j) * spread(gamma, j), load(x + j) - read<V>(high + j)};
     }
     typename Base::template Term<S> one(int64_t j) const {
@@ -696,7 +699,7 @@ class BackwardColumns : Columns<T> {
     const auto with = [&](auto gamma) {
       return [=, &t](int64_t i) {
         return ProductsOfRow<decltype(gamma(i))>{x + i * t.stride, dy + i * t.stride, l.high,
-                                                 gamma(i)};
+                                                 gamma(i), 4 * t.stride};
       };
     };
     if (!shape_.by_row)

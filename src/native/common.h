@@ -15,12 +15,13 @@ constexpr int64_t kStreamBytes = 16 << 20;  // outputs from this size on are sto
 constexpr int64_t kMostLanes = 1024;        // whose sums are kept in the nearest cache
 constexpr int64_t kFolded = 8;              // vectors of a row of folded stretches
 constexpr int64_t kFarApart = 2048;         // bytes between rows that are read together
-constexpr int64_t kSomeTiles = 4;           // one after the other, where there are many
+constexpr int64_t kSomeTiles = 4;           // in a task, where it leaves kFewTasks
+constexpr int64_t kFewTasks = 32;
 constexpr int64_t kMostParts = 64;          // partial sums of the gradient of gamma
-// What is read next is asked for while a result is written, unless it is larger than this: then
-// memory is read and written at once, and not in turn.
-constexpr int64_t kNextRow = 64 << 10;    // bytes
-constexpr int64_t kNextTile = 512 << 10;  // bytes
+// Rows and tiles of up to so many bytes are asked for while the result of the one before is written,
+// so that memory is read and written at the same time and not in turn.
+constexpr int64_t kNextRow = 64 << 10;
+constexpr int64_t kNextTile = 512 << 10;
 
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }

@@ -1,6 +1,8 @@
 """`evenkeel bench`: what it times is the same normalization, and its arithmetic is right."""
 
 import json
+import platform
+import weakref
 
 import keras
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from evenkeel.benchmark import bench
 from evenkeel.benchmark.candidates import EVENKEEL, FUNCTION, PLAIN, YARDSTICK, candidates, inputs
 from evenkeel.benchmark.cases import DTYPES, KINDS, LAYOUTS, SIZES, Case, choose_cases
-from evenkeel.benchmark.measure import measure
+from evenkeel.benchmark.measure import kept_pages, measure
 from evenkeel.benchmark.results import Results, Row
 from evenkeel.cli import main
 from evenkeel.errors import InputError
@@ -79,6 +81,43 @@ def test_each_run_gets_each_input_and_errors_are_kept():
     assert len(seconds["one"]) == 4
     assert all(0 < one < 1 for one in seconds["one"])
     assert set(calls) == {1, 2, 3}
+
+
+@pytest.mark.parametrize("cold", [False, True])
+def test_results_are_held_where_caches_are_to_be_cold(cold):
+    alive, most = weakref.WeakSet(), []
+
+    class Result:
+        pass
+
+    def run(x, dy):
+        result = Result()
+        alive.add(result)
+        most.append(len(alive))
+        return result
+
+    measure({"one": run}, [(1, 0), (2, 0), (3, 0)], rounds=3, cold=cold)
+    # With the call that is not timed, and those of the three inputs.
+    assert max(most) == (4 if cold else 2)
+    assert not alive
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this allocator is not glibc's")
+def test_pages_are_kept_inside_the_block():
+    import resource  # not on Windows
+
+    def new_pages():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        block = b"x" * (40 << 20)
+        del block
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    pages = (40 << 20) // resource.getpagesize()
+    with kept_pages() as kept:
+        assert kept
+        new_pages()
+        assert new_pages() < pages / 10
+    assert new_pages() > pages / 2
 
 
 def row(**seconds):
