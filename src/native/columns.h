@@ -158,7 +158,7 @@ class Columns {
     for (int64_t from = 0; from < t.width; from += kMostLanes) {
       const int64_t lanes = least(kMostLanes, t.width - from), whole = lanes / kLanes<T> * kLanes<T>;
       const bool folded = lanes == kFolded * kLanes<T>;
-      const int64_t together = kInOrder || t.stride * int64_t(sizeof(T)) < kFarApart ? 1 : 4;
+      const int64_t together = kInOrder || t.stride * int64_t(sizeof(T)) < kFarApart ? 1 : kTogether;
       alignas(64) S a[kMostLanes], b[kMostLanes];
       for (int64_t r = range.begin; r < stop; r += kShortSum) {
         const int64_t last = least(stop, r + kShortSum);
@@ -180,7 +180,7 @@ class Columns {
           for (int64_t i = r; i < last;) {
             before(i);
             const int64_t next = i + together <= last ? i + together : i + 1;
-            if (next - i == 4)
+            if (next - i == kTogether)
               add_rows(from, whole, a, b, of(i), of(i + 1), of(i + 2), of(i + 3));
             else
               add_rows(from, whole, a, b, of(i));
@@ -244,7 +244,7 @@ class Columns {
   void moments(Tile t, RowRange range, const S* pivot, double* sum, double* squares) const {
     const T* x = x_ + t.begin;
     lane_sums(t, range, sum, squares, Nothing(),
-              [&](int64_t i) { return MomentsOfRow{x + i * t.stride, pivot, 4 * t.stride}; });
+              [&](int64_t i) { return MomentsOfRow{x + i * t.stride, pivot, kTogether * t.stride}; });
   }
 
   // The sum over the lanes of one group, in all stretches of a row.
@@ -459,12 +459,8 @@ class ForwardColumns : Columns<T> {
 
   template <bool past>
   void rows_alike(const Tile& t, RowRange range, int64_t next, const Lanes& l) const {
-    const int64_t stop = least(range.end, t.rows);
-    int64_t i = range.begin;
-    for (; i + 4 <= stop; i += 4)
-      write<past, false>(t.width, 4 * t.stride, next, l, row(t, i), row(t, i + 1), row(t, i + 2),
-                         row(t, i + 3));
-    for (; i < stop; ++i) write<past, false>(t.width, t.stride, next, l, row(t, i));
+    by_fours(range.begin, least(range.end, t.rows), [&](int64_t i) { return row(t, i); },
+             [&](auto... rows) { write<past, false>(t.width, t.stride, next, l, rows...); });
     write<false, false>(this->rest_of(t, range), 0, 0, l, row(t, t.rows));
   }
 
@@ -475,17 +471,24 @@ class ForwardColumns : Columns<T> {
       const int64_t at = slice + p_.strides[1].offset(i);
       return row(t, i, gamma_ ? gamma_[at] : S(1), beta_ ? beta_[at] : S(0));
     };
-    int64_t i = range.begin;
-    for (; i + 4 <= range.end; i += 4)
-      write<past, true>(t.width, 4 * t.stride, next, l, of(i), of(i + 1), of(i + 2), of(i + 3));
-    for (; i < range.end; ++i) write<past, true>(t.width, t.stride, next, l, of(i));
+    by_fours(range.begin, range.end, of,
+             [&](auto... rows) { write<past, true>(t.width, t.stride, next, l, rows...); });
+  }
+
+  // Call body for rows begin to end, four at a time as long as there are four.
+  template <class Of, class Body>
+  static void by_fours(int64_t begin, int64_t end, const Of& of, const Body& body) {
+    int64_t i = begin;
+    for (; i + 4 <= end; i += 4) body(of(i), of(i + 1), of(i + 2), of(i + 3));
+    for (; i < end; ++i) body(of(i));
   }
 
   // Write some rows, which are passed by value, so that no store seems to change them. What comes
-  // next is asked for: the lines of y `ahead` elements on, which an ordinary store reads first, and
-  // x of the next tile, `next` elements on.
+  // next is asked for: the lines of y of the rows after these, which an ordinary store reads first,
+  // and x of the next tile, `next` elements on.
   template <bool past, bool apart, class... Rows>
-  static void write(int64_t width, int64_t ahead, int64_t next, Lanes l, Rows... rows) {
+  static void write(int64_t width, int64_t stride, int64_t next, Lanes l, Rows... rows) {
+    const int64_t ahead = int64_t(sizeof...(Rows)) * stride;
     int64_t j = 0;
     for (; j + kLanes<T> <= width; j += kLanes<T>) {
       const V high = read<V>(l.high + j), scale = read<V>(l.scale + j);
@@ -699,7 +702,7 @@ class BackwardColumns : Columns<T> {
     const auto with = [&](auto gamma) {
       return [=, &t](int64_t i) {
         return ProductsOfRow<decltype(gamma(i))>{x + i * t.stride, dy + i * t.stride, l.high,
-                                                 gamma(i), 4 * t.stride};
+                                                 gamma(i), kTogether * t.stride};
       };
     };
     if (!shape_.by_row)
@@ -820,7 +823,7 @@ class BackwardColumns : Columns<T> {
               // The next tile, and what an ordinary store reads first.
               __builtin_prefetch(x + next + j);
               __builtin_prefetch(dy + next + j);
-              if (!past) __builtin_prefetch(dx + 4 * t.stride + j, 1);
+              if (!past) __builtin_prefetch(dx + kTogether * t.stride + j, 1);
               store<past>(dx + j, madd(rstd * gamma, g, inner));
               const V term = g * ((d - read<V>(l.low + j)) * rstd);
               if (vary) {

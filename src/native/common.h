@@ -15,6 +15,7 @@ constexpr int64_t kStreamBytes = 16 << 20;  // outputs from this size on are sto
 constexpr int64_t kMostLanes = 1024;        // whose sums are kept in the nearest cache
 constexpr int64_t kFolded = 8;              // vectors of a row of folded stretches
 constexpr int64_t kFarApart = 2048;         // bytes between rows that are read together
+constexpr int64_t kTogether = 4;            // rows, so far apart, whose sums are fetched once
 constexpr int64_t kSomeTiles = 4;           // in a task, where it leaves kFewTasks
 constexpr int64_t kFewTasks = 32;
 constexpr int64_t kMostParts = 64;          // partial sums of the gradient of gamma

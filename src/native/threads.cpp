@@ -41,7 +41,7 @@ void work_on(Job& job, int64_t most) {
 }
 
 struct Pool {
-  static constexpr int kSpare = 1;   // threads beyond those that work, for when one is late
+  static constexpr int kSpare = 1;  // threads beyond those that work, for when one is late
   std::mutex mutex;
   std::condition_variable posted;    // pool threads wait for jobs
   std::condition_variable finished;  // callers wait for helpers

@@ -53,9 +53,9 @@ def bench(
     """Time every combination on the active backend, forward and forward + backward.
 
     In each round every candidate computes each case once, in turn: evenkeel as installed and on
-    its plain path, Keras' layer, the framework's own, and `a * 1.01`. Large
-    tensors are in memory only when the clock starts. Meanwhile glibc's allocator is told to keep
-    what is freed, so that no candidate waits for new pages.
+    its plain path, Keras' layer, the framework's own, and `a * 1.01`. Large tensors are in memory
+    only when the clock starts. Meanwhile glibc's allocator is told to keep what is freed, so that
+    no candidate waits for new pages.
 
     Args:
         norms: of "group", "instance", "layer", "rms", as a list or a text with commas.

@@ -98,7 +98,8 @@ def measure(
             repeats[name] = max(len(inputs) if cold else 1, min(100, round(LEAST / taken)))
     names = list(repeats)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    turn, held = 0, 1 + len(inputs) if cold else 1
+    held = 1 + len(inputs) if cold else 1
+    turn = 0
     other = np.ones(CACHE if cold else 1, np.uint8)  # not zeros, which may have no memory
     for number in range(rounds):
         first = number % len(names) if names else 0

@@ -154,7 +154,8 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Any, gamma: Any, beta: Any, call: tuple[View, Any, Any]) -> Any:
-        y, statistics = torch.ops.evenkeel.forward(x, gamma, beta, *call[2])
+        _, _, options = call
+        y, statistics = torch.ops.evenkeel.forward(x, gamma, beta, *options)
         ctx.save_for_backward(x, gamma, beta, statistics)
         ctx.call = call
         return y
