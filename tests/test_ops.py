@@ -109,14 +109,14 @@ def test_x_as_a_list_of_lists_or_a_tensor(kind, rng):
 def test_the_rank_tells_per_sample_parameters_even_where_the_sizes_coincide(kind, rng):
     x = rng.normal(0.5, 2, SHAPE).astype("float32")
     shared, per_sample = (parameters(kind, shape, rng) for shape in [(4,), (4, 4)])
-    for gamma in (shared[0], per_sample[0]):
-        for beta in (shared[1], per_sample[1]):
+    for gamma in (None, shared[0], per_sample[0]):
+        for beta in (None, shared[1], per_sample[1]):
             wanted = np.stack(
                 [
                     specification(
                         kind,
                         x[n : n + 1],
-                        gamma if gamma.ndim == 1 else gamma[n],
+                        gamma if gamma is None or gamma.ndim == 1 else gamma[n],
                         beta if beta is None or beta.ndim == 1 else beta[n],
                     )[0]
                     for n in range(4)
