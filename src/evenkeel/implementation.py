@@ -70,7 +70,7 @@ def choose(requested: str | None, *call: Any, **options: Any) -> Callable[..., A
         ValueError: the name is unknown.
         NotImplementedError: a named implementation does not support the call; says why.
     """
-    name = check(requested) or _default.name
+    name = _default.name if requested is None else check(requested)
     if name == "plain":
         return plain.normalize
     reason = native.unsupported(*call, **options)

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "evenkeel.h"
+#include "shares.h"
 #include "symbols.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -19,54 +20,41 @@ namespace {
 // Work shared with threads of XLA's pool. One that starts late finds nothing left to do; so this
 // lives until the last of them has let go of it, while the caller waits only for those at work.
 struct Job {
-  evenkeel_task task;
-  void* context;
-  int64_t count;
-  std::atomic<int64_t> next{0};
+  evenkeel::Shares shares;
   std::atomic<int64_t> helpers{0};  // threads of the pool that have started
   int64_t done = 0;
   std::mutex mutex;
   std::condition_variable finished;
 
+  Job(int64_t count, int64_t workers, evenkeel_task task, void* context)
+      : shares(count, workers, task, context) {}
+
   // Do up to so many tasks.
-  void work(int64_t most) {
-    int64_t here = 0;
-    for (; here < most; ++here) {
-      const int64_t index = next.fetch_add(1, std::memory_order_relaxed);
-      if (index >= count) break;
-      task(context, index);
-    }
+  void work(int64_t worker, int64_t most) {
+    const int64_t here = shares.work(worker, most);
     if (!here) return;
     std::lock_guard<std::mutex> lock(mutex);
     done += here;
-    if (done == count) finished.notify_all();
+    if (done == shares.count()) finished.notify_all();
   }
 };
 
 void run_on_pool(void* handle, int64_t count, evenkeel_task task, void* context) {
   ffi::ThreadPool& pool = *static_cast<ffi::ThreadPool*>(handle);
-  auto job = std::make_shared<Job>();
-  job->task = task;
-  job->context = context;
-  job->count = count;
+  const int64_t threads = std::min<int64_t>(pool.num_threads(), count);
+  auto job = std::make_shared<Job>(count, threads, task, context);
   const auto call = [&](int64_t helpers) {
-    for (int64_t i = 0; i < helpers; ++i) {
-      pool.Schedule([job] {
-        job->helpers.fetch_add(1, std::memory_order_relaxed);
-        job->work(job->count);
-      });
-    }
+    for (int64_t i = 0; i < helpers; ++i)
+      pool.Schedule([job, count] { job->work(1 + job->helpers.fetch_add(1), count); });
   };
   // The caller works too. It may be one of the pool's threads itself, so it must not wait for
   // another to start.
-  const int64_t helpers = std::min<int64_t>(pool.num_threads(), count) - 1;
-  call(helpers);
-  job->work(1);
+  call(threads - 1);
+  job->work(0, 1);
   // A thread may have been woken on the caller's own processor, where it waits until the work is
   // done; so as many more are called as have not come.
-  if (job->next.load(std::memory_order_relaxed) < count)
-    call(helpers - job->helpers.load(std::memory_order_relaxed));
-  job->work(count);
+  if (job->shares.any_left()) call(threads - 1 - job->helpers.load());
+  job->work(0, count);
   std::unique_lock<std::mutex> lock(job->mutex);
   while (job->done < count) job->finished.wait(lock);
 }

@@ -6,6 +6,8 @@
 #include <mutex>
 #include <thread>
 
+#include "shares.h"
+
 #if defined(__linux__)
 #include <sched.h>
 #endif
@@ -18,27 +20,14 @@ namespace {
 
 // Work that a caller has posted; it lies on the caller's stack.
 struct Job {
-  evenkeel_task task;
-  void* context;
-  int64_t count;
-  std::atomic<int64_t> next{0};
-  int helpers = 0;  // pool threads that work on it, at most `limit`; guarded by the pool's mutex
-  int limit = 0;
+  Shares shares;
+  int limit;         // of pool threads that work on it at a time
+  int helpers = 0;   // those that do; this and what follows is guarded by the pool's mutex
+  int64_t came = 0;  // those that ever did
   Job* following = nullptr;
 
-  bool wants_help() const {
-    return helpers < limit && next.load(std::memory_order_relaxed) < count;
-  }
+  bool wants_help() const { return helpers < limit && shares.any_left(); }
 };
-
-// Do up to so many tasks.
-void work_on(Job& job, int64_t most) {
-  for (; most > 0; --most) {
-    const int64_t index = job.next.fetch_add(1, std::memory_order_relaxed);
-    if (index >= job.count) return;
-    job.task(job.context, index);
-  }
-}
 
 struct Pool {
   static constexpr int kSpare = 1;  // threads beyond those that work, for when one is late
@@ -58,8 +47,9 @@ struct Pool {
         continue;
       }
       ++job->helpers;
+      const int64_t worker = ++job->came;
       lock.unlock();
-      work_on(*job, job->count);
+      job->shares.work(worker, job->shares.count());
       lock.lock();
       if (--job->helpers == 0) pool->finished.notify_all();
     }
@@ -78,15 +68,15 @@ struct Pool {
       job.following = jobs;
       jobs = &job;
     }
-    for (int i = 0; i < job.limit && i + 1 < job.count; ++i) posted.notify_one();
-    work_on(job, 1);
+    for (int i = 0; i < job.limit && i + 1 < job.shares.count(); ++i) posted.notify_one();
+    job.shares.work(0, 1);
     // A thread may have been woken on this thread's own processor, where it waits until the work is
     // done; so as many more are woken as have not come.
     std::unique_lock<std::mutex> lock(mutex);
     const int missing = job.wants_help() ? job.limit - job.helpers : 0;
     lock.unlock();
     for (int i = 0; i < missing; ++i) posted.notify_one();
-    work_on(job, job.count);
+    job.shares.work(0, job.shares.count());
     lock.lock();
     Job** link = &jobs;
     while (*link != &job) link = &(*link)->following;
@@ -154,11 +144,7 @@ void run_tasks(const evenkeel_executor* executor, int64_t count, evenkeel_task t
   }
   const int threads = thread_count();
   if (count > 1 && threads > 1) {
-    Job job;
-    job.task = task;
-    job.context = context;
-    job.count = count;
-    job.limit = threads - 1;
+    Job job{{count, threads, task, context}, threads - 1};
     the_pool()->run(job);
     return;
   }

@@ -9,12 +9,12 @@
 // factors of evenkeel.h into one integer, five bits each, the outermost lowest:
 // 1 + part + 3 * run + 12 * varies. Their axes follow from the parts.
 
-#include <atomic>
 #include <cstring>
 #include <stdexcept>
 #include <string>
 
 #include "evenkeel.h"
+#include "shares.h"
 #include "symbols.h"
 
 #if !defined(_WIN32)
@@ -108,25 +108,17 @@ class Owned {
 // A forked child must not use PyTorch's threads: under GNU OpenMP it would wait for its parent's.
 std::atomic<bool> forked{false};
 
-struct Job {
-  evenkeel_task task;
-  void* context;
-  int64_t count;
-  std::atomic<int64_t> next{0};
-
-  void work() {
-    for (int64_t index; (index = next.fetch_add(1, std::memory_order_relaxed)) < count;)
-      task(context, index);
-  }
-};
-
-// Each thread takes the next task there is, so that one that is late delays no other.
+// PyTorch cuts the range of its workers as it cuts the elements of its own operations, so a worker
+// finds in its cache what it computed there.
 void run_on_pool(void* handle, int64_t count, evenkeel_task task, void* context) {
-  Job job{task, context, count};
-  const uint32_t threads = *static_cast<uint32_t*>(handle);
-  const auto body = [](int64_t, int64_t, void* all) { static_cast<Job*>(all)->work(); };
-  if (threads > 1) api.parallel_for(0, threads < count ? threads : count, 1, body, &job);
-  job.work();
+  const int64_t threads = *static_cast<uint32_t*>(handle);
+  evenkeel::Shares shares(count, threads, task, context);
+  const auto body = [](int64_t worker, int64_t, void* all) {
+    auto* tasks = static_cast<evenkeel::Shares*>(all);
+    tasks->work(worker, tasks->count());
+  };
+  if (threads > 1) api.parallel_for(0, threads < count ? threads : count, 1, body, &shares);
+  shares.work(0, count);
 }
 
 // PyTorch's own threads, as many as torch.set_num_threads says, or null for those of evenkeel.

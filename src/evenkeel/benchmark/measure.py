@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
-LEAST = 2e-3  # seconds: shorter calls are repeated until a measurement takes this long
+# Seconds: shorter calls are repeated until a measurement takes this long, so that what the
+# candidate before left in the caches is a small part of it.
+LEAST = 1e-2
 BUFFERS = 3  # tensors that take turns, so that none is found in the cache because it was just used
 CACHE = 128 << 20  # bytes that are read to have nothing else left in the caches
 
@@ -95,7 +97,7 @@ def measure(
         except Exception as error:  # whatever a peer cannot do is a finding, not the end
             failed[name] = textwrap.shorten(f"{type(error).__name__}: {error}", 160)
         else:
-            repeats[name] = max(len(inputs) if cold else 1, min(100, round(LEAST / taken)))
+            repeats[name] = max(len(inputs) if cold else 1, min(1000, round(LEAST / taken)))
     names = list(repeats)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     held = 1 + len(inputs) if cold else 1

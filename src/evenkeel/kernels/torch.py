@@ -62,7 +62,7 @@ def unsupported(x: Any, gamma: Any, beta: Any, view: View) -> str | None:
     for one in (x, gamma, beta):
         if one is None:
             continue
-        if one.device.type != "cpu":
+        if not one.is_cpu:
             return f"a tensor is on {one.device}; the native kernels serve CPU tensors"
         if one.layout != torch.strided:
             return f"a tensor has the layout {one.layout}; the native kernels read dense ones"
@@ -89,14 +89,14 @@ def _kinds() -> tuple[type, ...]:
     from torch._subclasses.fake_tensor import FakeTensor
     from torch._subclasses.functional_tensor import FunctionalTensor
 
-    return torch.Tensor, torch.nn.Parameter, FakeTensor, FunctionalTensor
+    return FakeTensor, FunctionalTensor
 
 
 def _is_foreign(x: Any) -> bool:
     """Whether x is of a tensor class with operations of its own, such as DTensor."""
-    if torch.compiler.is_compiling():
+    if type(x) in (torch.Tensor, torch.nn.Parameter) or torch.compiler.is_compiling():
         return False
-    return type(x) not in (torch.Tensor, torch.nn.Parameter) and type(x) not in _kinds()
+    return type(x) not in _kinds()
 
 
 _recipe = remembered(recipe)

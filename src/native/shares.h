@@ -1,0 +1,65 @@
+// Tasks that several threads do together.
+
+#ifndef EVENKEEL_SHARES_H
+#define EVENKEEL_SHARES_H
+
+#include <atomic>
+#include <cstdint>
+
+#include "evenkeel.h"
+
+namespace evenkeel {
+
+// task(context, 0 ... count - 1), in as many shares as there are workers. A worker does its own share
+// first, the same part of the work in every call, which is where its core's cache still has what the
+// last call read or wrote; then it helps with the shares of others, so that one that is late delays
+// no other.
+class Shares {
+ public:
+  Shares(int64_t count, int64_t workers, evenkeel_task task, void* context)
+      : count_(count),
+        shares_(workers < 1 ? 1 : workers < kMost ? workers : int64_t(kMost)),
+        task_(task),
+        context_(context) {
+    for (int64_t share = 0; share < shares_; ++share)
+      next_[share].store(start(share), std::memory_order_relaxed);
+  }
+
+  // Do up to `most` tasks, as worker number 0, 1, ...; returns how many there were to do.
+  int64_t work(int64_t worker, int64_t most) {
+    int64_t done = 0;
+    for (int64_t i = 0; i < shares_ && done < most; ++i) {
+      const int64_t share = (worker + i) % shares_, end = start(share + 1);
+      while (done < most) {
+        const int64_t index = next_[share].fetch_add(1, std::memory_order_relaxed);
+        if (index >= end) break;
+        task_(context_, index);
+        ++done;
+      }
+    }
+    return done;
+  }
+
+  // Whether there is a task that nobody has begun.
+  bool any_left() const {
+    for (int64_t share = 0; share < shares_; ++share)
+      if (next_[share].load(std::memory_order_relaxed) < start(share + 1)) return true;
+    return false;
+  }
+
+  int64_t count() const { return count_; }
+
+ private:
+  static constexpr int kMost = 64;  // workers beyond these help with the others' shares
+
+  int64_t start(int64_t share) const { return count_ * share / shares_; }
+
+  const int64_t count_, shares_;
+  const evenkeel_task task_;
+  void* const context_;
+  std::atomic<int64_t> next_[kMost];
+};
+
+}  // namespace evenkeel
+
+#endif
