@@ -29,8 +29,8 @@ struct Job {
   Job(int64_t count, int64_t workers, evenkeel_task task, void* context)
       : shares(count, workers, task, context) {}
 
-  // Do up to so many tasks.
-  void work(int64_t worker, int64_t most) {
+  // Do up to so many tasks, by default all.
+  void work(int64_t worker, int64_t most = INT64_MAX) {
     const int64_t here = shares.work(worker, most);
     if (!here) return;
     std::lock_guard<std::mutex> lock(mutex);
@@ -42,10 +42,10 @@ struct Job {
 void run_on_pool(void* handle, int64_t count, evenkeel_task task, void* context) {
   ffi::ThreadPool& pool = *static_cast<ffi::ThreadPool*>(handle);
   const int64_t threads = std::min<int64_t>(pool.num_threads(), count);
-  auto job = std::make_shared<Job>(count, threads, task, context);
+  const auto job = std::make_shared<Job>(count, threads, task, context);
   const auto call = [&](int64_t helpers) {
     for (int64_t i = 0; i < helpers; ++i)
-      pool.Schedule([job, count] { job->work(1 + job->helpers.fetch_add(1), count); });
+      pool.Schedule([job] { job->work(1 + job->helpers.fetch_add(1)); });
   };
   // The caller works too. It may be one of the pool's threads itself, so it must not wait for
   // another to start.
@@ -54,7 +54,7 @@ void run_on_pool(void* handle, int64_t count, evenkeel_task task, void* context)
   // A thread may have been woken on the caller's own processor, where it waits until the work is
   // done; so as many more are called as have not come.
   if (job->shares.any_left()) call(threads - 1 - job->helpers.load());
-  job->work(0, count);
+  job->work(0);
   std::unique_lock<std::mutex> lock(job->mutex);
   while (job->done < count) job->finished.wait(lock);
 }

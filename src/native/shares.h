@@ -3,6 +3,7 @@
 #ifndef EVENKEEL_SHARES_H
 #define EVENKEEL_SHARES_H
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 
@@ -10,7 +11,7 @@
 
 namespace evenkeel {
 
-// task(context, 0 ... count - 1), in as many shares as there are workers. A worker does its own share
+// task(context, 0 ... count - 1), in a share for each worker. A worker does its own share
 // first, the same part of the work in every call, which is where its core's cache still has what the
 // last call read or wrote; then it helps with the shares of others, so that one that is late delays
 // no other.
@@ -18,15 +19,15 @@ class Shares {
  public:
   Shares(int64_t count, int64_t workers, evenkeel_task task, void* context)
       : count_(count),
-        shares_(workers < 1 ? 1 : workers < kMost ? workers : int64_t(kMost)),
+        shares_(std::max<int64_t>(1, std::min({workers, count, kMost}))),
         task_(task),
         context_(context) {
     for (int64_t share = 0; share < shares_; ++share)
       next_[share].store(start(share), std::memory_order_relaxed);
   }
 
-  // Do up to `most` tasks, as worker number 0, 1, ...; returns how many there were to do.
-  int64_t work(int64_t worker, int64_t most) {
+  // Do up to `most` tasks, as worker number 0, 1, ...; by default all; returns how many there were.
+  int64_t work(int64_t worker, int64_t most = INT64_MAX) {
     int64_t done = 0;
     for (int64_t i = 0; i < shares_ && done < most; ++i) {
       const int64_t share = (worker + i) % shares_, end = start(share + 1);
@@ -50,7 +51,7 @@ class Shares {
   int64_t count() const { return count_; }
 
  private:
-  static constexpr int kMost = 64;  // workers beyond these help with the others' shares
+  static constexpr int64_t kMost = 64;  // workers beyond these help with the others' shares
 
   int64_t start(int64_t share) const { return count_ * share / shares_; }
 

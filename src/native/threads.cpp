@@ -49,7 +49,7 @@ struct Pool {
       ++job->helpers;
       const int64_t worker = ++job->came;
       lock.unlock();
-      job->shares.work(worker, job->shares.count());
+      job->shares.work(worker);
       lock.lock();
       if (--job->helpers == 0) pool->finished.notify_all();
     }
@@ -76,7 +76,7 @@ struct Pool {
     const int missing = job.wants_help() ? job.limit - job.helpers : 0;
     lock.unlock();
     for (int i = 0; i < missing; ++i) posted.notify_one();
-    job.shares.work(0, job.shares.count());
+    job.shares.work(0);
     lock.lock();
     Job** link = &jobs;
     while (*link != &job) link = &(*link)->following;

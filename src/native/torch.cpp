@@ -9,6 +9,7 @@
 // factors of evenkeel.h into one integer, five bits each, the outermost lowest:
 // 1 + part + 3 * run + 12 * varies. Their axes follow from the parts.
 
+#include <atomic>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -114,11 +115,10 @@ void run_on_pool(void* handle, int64_t count, evenkeel_task task, void* context)
   const int64_t threads = *static_cast<uint32_t*>(handle);
   evenkeel::Shares shares(count, threads, task, context);
   const auto body = [](int64_t worker, int64_t, void* all) {
-    auto* tasks = static_cast<evenkeel::Shares*>(all);
-    tasks->work(worker, tasks->count());
+    static_cast<evenkeel::Shares*>(all)->work(worker);
   };
   if (threads > 1) api.parallel_for(0, threads < count ? threads : count, 1, body, &shares);
-  shares.work(0, count);
+  shares.work(0);
 }
 
 // PyTorch's own threads, as many as torch.set_num_threads says, or null for those of evenkeel.

@@ -4,6 +4,7 @@
 // any access outside of it. Results are compared with sums in double, element by element. Numbers
 // to the promise are tests/kernels/test_core.py's matter; this is about memory and threads.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "../../src/native/evenkeel.h"
+#include "../../src/native/shares.h"
 
 namespace {
 
@@ -231,11 +233,31 @@ void nonsense(Random& random) {
   evenkeel_sizes(&call, &groups, &parameters);
 }
 
+// A worker begins with its own share, and every task is done once whoever comes.
+void shares(int64_t count, int64_t workers) {
+  std::vector<int64_t> done;
+  evenkeel::Shares tasks(
+      count, workers,
+      [](void* list, int64_t index) { static_cast<std::vector<int64_t>*>(list)->push_back(index); },
+      &done);
+  const int64_t used = std::min(count, workers);
+  for (int64_t worker = 0; worker < used; ++worker)
+    if (tasks.work(worker, 1) != 1 || done.back() != count * worker / used)
+      fail("worker " + std::to_string(worker) + " does not begin with its own share");
+  if (tasks.any_left() != (count > used)) fail("it is not known whether there are tasks left");
+  if (tasks.work(used - 1) != count - used || tasks.any_left()) fail("tasks are left");
+  std::sort(done.begin(), done.end());
+  for (int64_t index = 0; index < count; ++index)
+    if (done.size() != size_t(count) || done[size_t(index)] != index) fail("tasks not done once");
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
   const int64_t problems = count > 1 ? std::atoll(arguments[1]) : 200;
   const uint64_t seed = count > 2 ? std::strtoull(arguments[2], nullptr, 10) : 1;
+  for (int64_t tasks : {1, 2, 7, 64, 100})
+    for (int64_t workers : {1, 2, 5, 64}) shares(tasks, workers);
   const std::string isas = evenkeel_isas();
   for (size_t from = 0; from < isas.size();) {
     const size_t end = std::min(isas.find(' ', from), isas.size());
