@@ -1,8 +1,13 @@
 """What every test shares: the backend in the header, and seeded random numbers."""
 
+import signal
+
 import keras
 import numpy as np
 import pytest
+
+# A shell lets what it runs in the background ignore Ctrl-C, which some tests send.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What compiles hundreds of functions, or trains for long: `make quick` leaves it out.
 SLOW = (
