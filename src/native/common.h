@@ -12,7 +12,7 @@ namespace EVENKEEL_ISA {
 constexpr int64_t kTaskElements = 32768;   // a task takes at least about 10 microseconds
 constexpr int64_t kCacheBytes = 4 << 20;   // of a group that is read twice out of the cache
 constexpr int64_t kStreamBytes = 16 << 20;  // outputs from this size on are stored past the cache
-constexpr int64_t kMostLanes = 1024;        // whose sums are kept in the nearest cache
+constexpr int64_t kMostLanes = 512;         // whose sums are kept in the nearest cache
 constexpr int64_t kFolded = 8;              // vectors of a row of folded stretches
 constexpr int64_t kFarApart = 2048;         // bytes between rows that are read together
 constexpr int64_t kTogether = 4;            // rows, so far apart, whose sums are fetched once

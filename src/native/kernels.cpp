@@ -8,6 +8,8 @@
 #include "columns.h"
 #include "rows.h"
 //
+#include "columns_backward.h"
+#include "columns_forward.h"
 #include "short_rows.h"
 
 namespace evenkeel {

@@ -1,0 +1,325 @@
+// Columns, backward: dx, dgamma and dbeta.
+
+namespace evenkeel {
+namespace EVENKEEL_ISA {
+
+template <class T>
+class BackwardColumns : Columns<T> {
+  using Base = Columns<T>;
+  using typename Base::Nothing;
+  using typename Base::S;
+  using typename Base::V;
+  using Base::p_, Base::shape_, Base::units_, Base::x_, Base::gamma_, Base::executor_;
+  using Base::per_task_, Base::chunks_;
+
+ public:
+  explicit BackwardColumns(const Backward& b)
+      : Base(b.p, b.x, b.gamma, b.executor, 2),
+        b_(b),
+        dy_(static_cast<const T*>(b.dy)),
+        dx_(static_cast<T*>(b.dx)),
+        statistics_(static_cast<const S*>(b.statistics)),
+        wanted_(b.dgamma || b.dbeta),
+        past_(p_.elements * int64_t(sizeof(T)) >= kStreamBytes &&
+              can_stream(dx_, shape_.lanes * shape_.fold) && can_stream(dx_, shape_.lanes) &&
+              can_stream(dx_, shape_.width)) {}
+
+  bool run() {
+    Scratch scratch;
+    const int64_t width = this->widest();
+    bool done = true;
+    if (chunks_ == 1) {
+      const int64_t tasks =
+          least(ceil_div(units_, per_task_), wanted_ ? ParameterSums::most_parts(p_) : units_);
+      const int64_t some = ceil_div(units_, tasks);
+      const ParameterSums parameters(b_, tasks, scratch);
+      if (scratch.failed()) return false;
+      done = run_all(executor_, tasks, [&](int64_t task) {
+        Scratch own;
+        const Lanes lanes(width, own);
+        if (own.failed()) return false;
+        const int64_t end = least(units_, (task + 1) * some);
+        for (int64_t u = task * some; u < end; ++u) {
+          const Tile t = this->tile(u);
+          start(t, lanes);
+          for (int64_t j = 0; j < 2 * width; ++j) lanes.sum[j] = 0;
+          products(t, this->all(), lanes, lanes.sum, lanes.product);
+          if (!shape_.by_row) to_parameters(t, lanes.sum, lanes.product, parameters, task);
+          project_lanes(t, lanes.sum, lanes.product, lanes);
+          apply(t, this->all(), this->to_next(t, u), lanes, parameters, task);
+        }
+        if (past_) end_of_stream();
+        return true;
+      });
+      parameters.finish(static_cast<S*>(b_.dgamma), static_cast<S*>(b_.dbeta));
+      return done;
+    }
+    // Where gamma varies by row, tasks add to parameters of their own: a chunk's, if no two rows
+    // have any in common; else those of a part, of which there are as many as tasks.
+    const bool shared = shape_.by_row && wanted_ && !p_.strides[1].distinct();
+    const int64_t some = shared ? ceil_div(chunks_, ParameterSums::most_parts(p_)) : 1;
+    const int64_t tasks = ceil_div(chunks_, some);
+    const ParameterSums parameters(b_, shared ? tasks : 1, scratch);
+    double* sums = scratch.get<double>(units_ * chunks_ * 2 * width);
+    if (scratch.failed()) return false;
+    done = run_all(executor_, units_ * chunks_, [&](int64_t task) {
+      Scratch own;
+      const Lanes lanes(width, own);
+      if (own.failed()) return false;
+      double* sum = sums + task * 2 * width;
+      for (int64_t j = 0; j < 2 * width; ++j) sum[j] = 0;
+      const Tile t = this->tile(task / chunks_);
+      start(t, lanes);
+      products(t, this->chunk(task % chunks_), lanes, sum, sum + width);
+      return true;
+    });
+    for (int64_t u = 0; u < units_ && done; ++u) {
+      double* first = sums + u * chunks_ * 2 * width;
+      for (int64_t i = 1; i < chunks_; ++i)
+        for (int64_t j = 0; j < 2 * width; ++j) first[j] += first[i * 2 * width + j];
+      if (!shape_.by_row) to_parameters(this->tile(u), first, first + width, parameters, 0);
+    }
+    done = done && run_all(executor_, tasks, [&](int64_t task) {
+      task = tasks - 1 - task;
+      Scratch own;
+      const Lanes lanes(width, own);
+      if (own.failed()) return false;
+      for (int64_t u = units_ - 1; u >= 0; --u) {
+        const Tile t = this->tile(u);
+        const double* first = sums + u * chunks_ * 2 * width;
+        start(t, lanes);
+        project_lanes(t, first, first + width, lanes);
+        for (int64_t i = task * some; i < least(chunks_, (task + 1) * some); ++i)
+          apply(t, this->chunk(i), 0, lanes, parameters, shared ? task : 0);
+      }
+      if (past_) end_of_stream();
+      return true;
+    });
+    parameters.finish(static_cast<S*>(b_.dgamma), static_cast<S*>(b_.dbeta));
+    return done;
+  }
+
+ private:
+  // Numbers for each lane of a tile. Passed by value, so that no store seems to change it.
+  struct Lanes {
+    double *sum, *product;  // of g = gamma * dy, and of g * (x - high)
+    S *high, *low, *rstd, *scale, *slope, *constant, *gamma, *terms;
+
+    Lanes(int64_t width, Scratch& scratch) {
+      sum = scratch.get<double>(2 * width);
+      product = sum + width;
+      S** all[] = {&high, &low, &rstd, &scale, &slope, &constant, &gamma, &terms};
+      S* next = scratch.get<S>(8 * width);
+      for (S** one : all) {
+        *one = next;
+        next += width;
+      }
+    }
+  };
+
+  // The statistics of each lane, and its gamma where this is the same in all rows.
+  void start(const Tile& t, const Lanes& l) const {
+    this->statistics_to_lanes(t, statistics_, l.high, l.low, l.rstd);
+    if (shape_.by_row) return;
+    const int64_t first = this->slice_parameter(t);
+    for (int64_t j = 0; j < t.width; ++j)
+      l.gamma[j] = gamma_ ? gamma_[first + this->lane_parameter(t, j)] : S(1);
+  }
+
+  // The first of a row's parameters, and gamma in its lanes.
+  int64_t row_parameter(const Tile& t, int64_t i) const {
+    return this->slice_parameter(t) + p_.strides[1].offset(i);
+  }
+  void row_gamma(const Tile& t, int64_t i, S* gamma) const {
+    const int64_t first = row_parameter(t, i);
+    for (int64_t j = 0; j < t.width; ++j)
+      gamma[j] = gamma_ ? gamma_[first + this->lane_parameter(t, j)] : S(1);
+  }
+
+  // What one row adds for each lane to the sums of g and of g * (x - high): g is dy, times gamma
+  // where this changes from row to row, and is one number or points to one for each lane.
+  template <class Gamma>
+  struct ProductsOfRow {
+    const T *x, *dy;
+    const S* high;
+    Gamma gamma;
+    int64_t ahead;
+    typename Base::template Term<V> vector(int64_t j) const {
+      __builtin_prefetch(x + ahead + j);
+      __builtin_prefetch(dy + ahead + j);
+      return {load(dy + j) * spread(gamma, j), load(x + j) - read<V>(high + j)};
+    }
+    typename Base::template Term<S> one(int64_t j) const {
+      return {S(get(dy[j]) * at(gamma, j)), S(get(x[j]) - high[j])};
+    }
+    static V spread(S number, int64_t) { return fill<V>(number); }
+    static V spread(const S* numbers, int64_t j) { return read<V>(numbers + j); }
+    static S at(S number, int64_t) { return number; }
+    static S at(const S* numbers, int64_t j) { return numbers[j]; }
+  };
+  void products(Tile t, RowRange range, Lanes l, double* sum, double* product) const {
+    if (p_.given && (shape_.by_row || !wanted_)) return;
+    const T *x = x_ + t.begin, *dy = dy_ + t.begin;
+    const auto with = [&](auto gamma) {
+      return [=, &t](int64_t i) {
+        return ProductsOfRow<decltype(gamma(i))>{x + i * t.stride, dy + i * t.stride, l.high,
+                                                 gamma(i), kTogether * t.stride};
+      };
+    };
+    if (!shape_.by_row)
+      this->lane_sums(t, range, sum, product, Nothing(), with([](int64_t) { return S(1); }));
+    else if (this->lanes_vary())
+      this->lane_sums(t, range, sum, product, [&](int64_t i) { row_gamma(t, i, l.gamma); },
+                      with([&](int64_t) -> const S* { return l.gamma; }));
+    else
+      this->lane_sums(t, range, sum, product, Nothing(), with([&](int64_t i) {
+                        return gamma_ ? gamma_[row_parameter(t, i)] : S(1);
+                      }));
+  }
+
+  // The gradients of gamma and beta where these are the same in all rows.
+  void to_parameters(const Tile& t, const double* sum, const double* product,
+                     const ParameterSums& parameters, int64_t part) const {
+    if (!wanted_) return;
+    const int64_t first = this->slice_parameter(t), together = p_.size[3];
+    for (int64_t j = 0; j < t.width; ++j) {
+      const S* s = statistics_ + 3 * (t.group + j % t.lanes / together);
+      parameters.add(part, first + this->lane_parameter(t, j),
+                     double(s[2]) * (product[j] - double(s[1]) * sum[j]), sum[j]);
+    }
+  }
+
+  // The coefficients of dx in each lane.
+  void project_lanes(const Tile& t, const double* sum, const double* product, Lanes l) const {
+    const Projector project(p_);
+    const bool scaled = !shape_.by_row;
+    const int64_t together = p_.size[3];
+    const auto weight = [&](int64_t j) { return scaled ? double(l.gamma[j]) : 1.0; };
+    if (t.groups == t.width) {
+      for (int64_t j = 0; j < t.width; ++j) {
+        const Projection projection =
+            project(weight(j) * sum[j], weight(j) * product[j], l.low[j], l.rstd[j]);
+        l.slope[j] = S(projection.slope);
+        l.constant[j] = S(projection.constant);
+      }
+    } else {
+      for (int64_t g = 0; g < t.groups; ++g) {
+        const double a = this->over_group(t, g, [&](int64_t j) { return weight(j) * sum[j]; });
+        const double b = this->over_group(t, g, [&](int64_t j) { return weight(j) * product[j]; });
+        const int64_t first = g * together;
+        const Projection projection = project(a, b, l.low[first], l.rstd[first]);
+        for (int64_t j = first; j < first + together; ++j) {
+          l.slope[j] = S(projection.slope);
+          l.constant[j] = S(projection.constant);
+        }
+      }
+      for (int64_t j = t.lanes; j < t.width; ++j) {
+        l.slope[j] = l.slope[j - t.lanes];
+        l.constant[j] = l.constant[j - t.lanes];
+      }
+    }
+    for (int64_t j = 0; j < t.width; ++j) l.scale[j] = scaled ? l.rstd[j] * l.gamma[j] : l.rstd[j];
+  }
+
+  void apply(const Tile& t, RowRange range, int64_t next, const Lanes& l,
+             const ParameterSums& parameters, int64_t part) const {
+    if (!shape_.by_row)
+      past_ ? rows_alike<true>(t, range, l) : rows_alike<false>(t, range, l);
+    else if (this->lanes_vary())
+      past_ ? rows_apart<true, true>(t, range, next, l, parameters, part)
+            : rows_apart<false, true>(t, range, next, l, parameters, part);
+    else
+      past_ ? rows_apart<true, false>(t, range, next, l, parameters, part)
+            : rows_apart<false, false>(t, range, next, l, parameters, part);
+  }
+
+  template <bool past>
+  void rows_alike(const Tile& t, RowRange range, const Lanes& l) const {
+    for (int64_t i = range.begin; i < least(range.end, t.rows); ++i)
+      row<past>(t.begin + i * t.stride, t.width, l);
+    row<false>(t.begin + t.rows * t.stride, this->rest_of(t, range), l);
+  }
+
+  template <bool past>
+  void row(int64_t at, int64_t width, Lanes l) const {
+    const T *x = x_ + at, *dy = dy_ + at;
+    T* dx = dx_ + at;
+    this->for_lanes(
+        0, width,
+        [&](int64_t j) {
+          const V inner = madd(read<V>(l.slope + j), load(x + j) - read<V>(l.high + j),
+                               read<V>(l.constant + j));
+          store<past>(dx + j, madd(read<V>(l.scale + j), load(dy + j), inner));
+        },
+        [&](int64_t j) {
+          const S inner = madd(l.slope[j], S(get(x[j]) - l.high[j]), l.constant[j]);
+          put(dx + j, madd(l.scale[j], S(get(dy[j])), inner));
+        });
+  }
+
+  // gamma changes from row to row, and along a row too where `vary`; and so do the parameters that
+  // a row adds to.
+  template <bool past, bool vary>
+  void rows_apart(Tile t, RowRange range, int64_t next, Lanes l, const ParameterSums& parameters,
+                  int64_t part) const {
+    for (int64_t i = range.begin; i < range.end; ++i) {
+      const int64_t first = row_parameter(t, i);
+      if (vary) row_gamma(t, i, l.gamma);
+      const S one = !vary && gamma_ ? gamma_[first] : S(1);
+      WideSum<T> to_gamma, to_beta;
+      double rest_gamma = 0, rest_beta = 0;
+      const T *x = x_ + t.begin + i * t.stride, *dy = dy_ + t.begin + i * t.stride;
+      T* dx = dx_ + t.begin + i * t.stride;
+      // As many vectors at a time as may be summed in the compute type, in registers.
+      constexpr int64_t kSome = kShortSum * kLanes<T>;
+      for (int64_t from = 0; from < t.width; from += kSome) {
+        V sum_gamma = {}, sum_beta = {};
+        this->for_lanes(
+            from, least(t.width, from + kSome),
+            [&](int64_t j) {
+              const V d = load(x + j) - read<V>(l.high + j), g = load(dy + j);
+              const V rstd = read<V>(l.scale + j);
+              const V gamma = vary ? read<V>(l.gamma + j) : fill<V>(one);
+              const V inner = madd(read<V>(l.slope + j), d, read<V>(l.constant + j));
+              // The next tile, and what an ordinary store reads first.
+              __builtin_prefetch(x + next + j);
+              __builtin_prefetch(dy + next + j);
+              if (!past) __builtin_prefetch(dx + kTogether * t.stride + j, 1);
+              store<past>(dx + j, madd(rstd * gamma, g, inner));
+              const V term = g * ((d - read<V>(l.low + j)) * rstd);
+              if (vary) {
+                __builtin_memcpy(l.terms + j, &term, sizeof term);
+              } else {
+                sum_gamma += term;
+                sum_beta += g;
+              }
+            },
+            [&](int64_t j) {
+              const S d = get(x[j]) - l.high[j], g = get(dy[j]);
+              const S inner = madd(l.slope[j], d, l.constant[j]);
+              put(dx + j, madd(S(l.scale[j] * (vary ? l.gamma[j] : one)), g, inner));
+              l.terms[j] = g * ((d - l.low[j]) * l.scale[j]);
+              rest_gamma += l.terms[j];
+              rest_beta += g;
+            });
+        if (vary) continue;
+        to_gamma.add(sum_gamma);
+        to_beta.add(sum_beta);
+      }
+      if (!wanted_) continue;
+      if (!vary)
+        parameters.add(part, first, to_gamma.total() + rest_gamma, to_beta.total() + rest_beta);
+      for (int64_t j = 0; vary && j < t.width; ++j)
+        parameters.add(part, first + this->lane_parameter(t, j), l.terms[j], get(dy[j]));
+    }
+  }
+
+  const Backward& b_;
+  const T* dy_;
+  T* dx_;
+  const S* statistics_;
+  const bool wanted_, past_;
+};
+
+}  // namespace EVENKEEL_ISA
+}  // namespace evenkeel
