@@ -14,6 +14,7 @@ class Recipe:
 
     Attributes:
         order: the input's axes in the order in which the kernels read them.
+        permutes: whether that is another order than their own.
         parameter_order: the axes of gamma and beta (the leading one of per-sample parameters
             among them) in the order in which the kernels read them.
         factors: four integers for each factor of the permuted input, outermost first: its axis,
@@ -24,15 +25,11 @@ class Recipe:
     """
 
     order: tuple[int, ...]
+    permutes: bool
     parameter_order: tuple[int, ...]
     factors: tuple[int, ...]
     groups: int
     code: int
-
-    @property
-    def permutes(self) -> bool:
-        """Whether the input's axes are read in another order than their own."""
-        return self.order != tuple(range(len(self.order)))
 
     @property
     def inverse(self) -> tuple[int, ...]:
@@ -66,7 +63,8 @@ def recipe(view: View, per_sample: bool, memory: Sequence[int] | None = None) ->
             factors += [factor.axis, part, run, varies]
     places = sorted(range(len(axes)), key=lambda i: order.index(axes[i]))
     groups = -1 if view.groups is None else view.groups
-    return Recipe(order, tuple(places), tuple(factors), groups, code)
+    permutes = order != tuple(range(view.rank))
+    return Recipe(order, permutes, tuple(places), tuple(factors), groups, code)
 
 
 def view_of(factors: Sequence[int], groups: int) -> View:

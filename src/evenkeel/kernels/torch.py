@@ -1,9 +1,10 @@
 """The native kernels under PyTorch: two operations and their derivative.
 
 `torch.ops.evenkeel.forward` and `backward` are registered by the C++ side; Python adds their shapes
-for tracing and the autograd function that joins them. The gradient of the gradient, which a
-gradient penalty needs, is that of the plain formula. So are forward mode and the transforms of
-torch.func: `unsupported` sends them there.
+for tracing and the autograd function that joins them. They are called as `.default`: else every
+call looks for the overload. The gradient of the gradient, which a gradient penalty needs, is that
+of the plain formula. So are forward mode and the transforms of torch.func: `unsupported` sends them
+there.
 """
 
 import ctypes
@@ -128,7 +129,7 @@ def normalize(
     if torch.is_grad_enabled() and (x.requires_grad or gamma.requires_grad or beta.requires_grad):
         y = _Normalize.apply(x, gamma, beta, (view, how.order, options))
     else:
-        y, _ = torch.ops.evenkeel.forward(x, gamma, beta, *options)
+        y, _ = torch.ops.evenkeel.forward.default(x, gamma, beta, *options)
     return y.permute(how.inverse) if how.permutes else y
 
 
@@ -155,7 +156,7 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Any, gamma: Any, beta: Any, call: tuple[View, Any, Any]) -> Any:
         _, _, options = call
-        y, statistics = torch.ops.evenkeel.forward(x, gamma, beta, *options)
+        y, statistics = torch.ops.evenkeel.forward.default(x, gamma, beta, *options)
         ctx.save_for_backward(x, gamma, beta, statistics)
         ctx.call = call
         return y
@@ -167,7 +168,9 @@ class _Normalize(torch.autograd.Function):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             gradients = _plain_backward(x, gamma, beta, dy, view.permuted(order), options)
         else:
-            gradients = torch.ops.evenkeel.backward(x, gamma, dy.contiguous(), statistics, *options)
+            gradients = torch.ops.evenkeel.backward.default(
+                x, gamma, dy.contiguous(), statistics, *options
+            )
         return (*gradients, None)
 
 
