@@ -97,14 +97,30 @@ class ForwardColumns : Columns<T> {
     }
   };
 
+  // The pivot of each lane's group: of four of its complete rows in the first pass, the mean in the
+  // second.
   void pivots(const Tile& t, int pass, S* pivot) const {
     if (!p_.centered) {
       for (int64_t j = 0; j < t.width; ++j) pivot[j] = 0;
-      return;
+    } else if (pass) {
+      this->to_lanes(t, pivot, [&](int64_t g) { return statistics_[3 * (t.group + g)]; });
+    } else {
+      const T* x = x_ + t.begin;
+      this->for_lanes(
+          0, t.width,
+          [&](int64_t j) {
+            const V v = pivot_of(t.rows, [&](int64_t i) { return load(x + i * t.stride + j); });
+            __builtin_memcpy(pivot + j, &v, sizeof v);
+          },
+          [&](int64_t j) {
+            pivot[j] = pivot_of(t.rows, [&](int64_t i) { return get(x[i * t.stride + j]); });
+          });
+      if (t.groups == t.width) return;
+      const double part = double(t.groups) / double(t.width);
+      this->to_lanes(t, pivot, [&](int64_t g) {
+        return part * this->over_group(t, g, [&](int64_t j) { return pivot[j]; });
+      });
     }
-    this->to_lanes(t, pivot, [&](int64_t g) {
-      return pass ? statistics_[3 * (t.group + g)] : S(get(x_[t.begin + g * p_.size[3]]));
-    });
   }
 
   // Returns whether a pivot was too far from its mean.

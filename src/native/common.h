@@ -98,10 +98,23 @@ static bool run_all(const evenkeel_executor* executor, int64_t count, const Body
   return !__atomic_load_n(&shared.failed, __ATOMIC_RELAXED);
 }
 
+// The pivot of a group: the mean of the four elements at(i * count / 4), which is nearly always near
+// enough. One element is more than two standard deviations from the mean in every twentieth group
+// of normal numbers, and all groups that are computed together are summed again if any has such a
+// pivot. Where all elements are equal, so is the pivot.
+template <class At>
+static inline auto pivot_of(int64_t count, const At& at) {
+  return ((at(0) + at(count / 4)) + (at(count / 2) + at(count * 3 / 4))) * 0.25f;
+}
+
 // The sum of x - pivot and of its square.
 struct Moments {
   double sum = 0, squares = 0;
 };
+
+// In float where the result is one: many small groups wait for a square root and a division each.
+static inline float root(float number) { return __builtin_sqrtf(number); }
+static inline double root(double number) { return __builtin_sqrt(number); }
 
 // The three statistics of a group and its variance, from its moments about a pivot; and whether
 // the pivot was so far from the mean that the moments lost digits: then they are taken again about
@@ -119,7 +132,7 @@ struct Statistics {
     high = S(mean);
     // What rounding took from the mean; where S is double, what it took from the sum counts too.
     low = S((mean - double(high)) + ((pivot - (mean - taken)) + (rest - taken)));
-    rstd = S(1 / __builtin_sqrt(v + epsilon));
+    rstd = 1 / root(S(v + epsilon));
     variance = S(v);
     // In float64 there is no wider type for the sums, so the pivot must be the mean, nearly.
     far = (rest * rest > (sizeof(S) == 8 ? 1e-6 : 4.0) * v) & (high != pivot);

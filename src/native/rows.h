@@ -70,6 +70,11 @@ static int64_t to_next(int64_t row, int64_t end, int64_t length, int reads) {
   return row + 1 < end && reads * length * int64_t(sizeof(T)) <= kNextRow ? length : 0;
 }
 
+template <class T, class S>
+static S row_pivot(const T* x, int64_t n) {
+  return pivot_of(n, [&](int64_t i) { return get(x[i]); });
+}
+
 // In short sums of the compute type: 32 squares of numbers up to 2e18 are a float still.
 template <class T, class S>
 static Moments row_moments(const T* x, int64_t n, S pivot) {
@@ -93,10 +98,14 @@ static Moments row_moments(const T* x, int64_t n, S pivot) {
       squares.add(q[k] + q[k + 1]);
     }
   }
-  for (; i + kLane <= n; i += kLane) {
-    const V d = load(x + i) - p;
+  const auto add = [&](V d) {
     sum.add(d);
     squares.add(d * d);
+  };
+  for (; i + kLane <= n; i += kLane) add(load(x + i) - p);
+  if (i < n && n >= kLane) {
+    add(last<T>(load(x + n - kLane) - p, n - i));
+    i = n;
   }
   Moments m{sum.total(), squares.total()};
   for (; i < n; ++i) {
@@ -158,7 +167,7 @@ static void row_forward(const RowShape& shape, int64_t row, int64_t begin, int64
   const S high = statistics[0], rstd = statistics[2];
   const double low = statistics[1];
   const int64_t first = shape.offset(row);
-  shape.segments(begin, end, [&](Segment s) {
+  shape.segments(begin, end, [&](const Segment& s) {
     const int64_t n = s.end - s.begin, at = first + s.parameter;
     const T* from = x + s.begin;
     T* to = y + s.begin;
@@ -219,8 +228,8 @@ static bool forward_rows(const Forward& f) {
         S* to = statistics + 3 * row;
         if (!p.given) {
           S* own = variance ? variance + row : nullptr;
-          const S first = p.centered ? S(get(from[0])) : S(0);
-          if (finish(p, first, row_moments(from, n, first), to, own)) {
+          const S pivot = p.centered ? row_pivot<T, S>(from, n) : S(0);
+          if (finish(p, pivot, row_moments(from, n, pivot), to, own)) {
             const S mean = to[0];
             finish(p, mean, row_moments(from, n, mean), to, own);
           }
@@ -241,7 +250,7 @@ static bool forward_rows(const Forward& f) {
   bool far = true;
   for (int pass = 0; pass < 2 && far; ++pass) {
     const auto pivot = [&](int64_t row) {
-      return !p.centered ? S(0) : pass ? statistics[3 * row] : S(get(x[row * n]));
+      return !p.centered ? S(0) : pass ? statistics[3 * row] : row_pivot<T, S>(x + row * n, n);
     };
     run_all(f.executor, rows * chunks, [&](int64_t task) {
       const int64_t row = task / chunks, begin = task % chunks * chunk;
@@ -297,10 +306,15 @@ static void row_products(const T* x, const T* dy, int64_t n, S high, const S* ga
     g_sum.add((a[0] + a[1]) + (a[2] + a[3]));
     g_product.add((b[0] + b[1]) + (b[2] + b[3]));
   }
-  for (; i + kLane <= n; i += kLane) {
-    const V g = gradient(i);
+  const auto add = [&](V g, V d) {
     g_sum.add(g);
-    g_product.add(g * (load(x + i) - h));
+    g_product.add(g * d);
+  };
+  for (; i + kLane <= n; i += kLane) add(gradient(i), load(x + i) - h);
+  if (i < n && n >= kLane) {
+    const int64_t at = n - kLane;
+    add(last<T>(gradient(at), n - i), last<T>(load(x + at) - h, n - i));
+    i = n;
   }
   *sum = g_sum.total();
   *product = g_product.total();
@@ -400,7 +414,7 @@ class BackwardRows {
     const T *x = x_ + row * n_, *dy = dy_ + row * n_;
     const int64_t first = shape_.offset(row);
     const S high = statistics_[3 * row];
-    shape_.segments(begin, end, [&](Segment s) {
+    shape_.segments(begin, end, [&](const Segment& s) {
       double sum, product;
       const int64_t n = s.end - s.begin, at = first + s.parameter;
       if (shape_.each && gamma_) {
@@ -447,7 +461,7 @@ class BackwardRows {
     const S high = statistics_[3 * row], low = statistics_[3 * row + 1];
     const S rstd = statistics_[3 * row + 2];
     const S slope = S(projection.slope), constant = S(projection.constant);
-    shape_.segments(begin, end, [&](Segment s) {
+    shape_.segments(begin, end, [&](const Segment& s) {
       const int64_t n = s.end - s.begin, at = first + s.parameter;
       if (shape_.each) {
         row_gradient_each<past>(x + s.begin, dy + s.begin, dx + s.begin, n, next, high, low, rstd,

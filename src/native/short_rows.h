@@ -162,7 +162,10 @@ class ShortRows {
     } else {
       const int64_t rows = least(kRows, rows_ - first);
       Line pivot, found;
-      for (int64_t r = 0; r < kRows; ++r) high.at[r] = p_.centered ? x.at[r] : S(0);
+      for (int64_t j = 0; j < kRows; j += kLanes<T>) {
+        const V v = p_.centered ? pivot_of(n_, [&](int64_t i) { return x.vector(i, j); }) : V{};
+        __builtin_memcpy(high.at + j, &v, sizeof v);
+      }
       bool far = true;
       for (int pass = 0; pass < 2 && far; ++pass) {
         pivot = high;

@@ -271,6 +271,34 @@ struct Count : Count<n - 1, n - 1, i...> {};
 template <int... i>
 struct Count<0, i...> : Numbers<i...> {};
 
+// The last `count` lanes of a vector, and zeros before them: of what is read once more, to fill a
+// vector at the end of a stretch, this is what has not been counted yet.
+template <class T, int... i>
+static inline Vector<T> last(Vector<T> v, int count, Numbers<i...>) {
+  typedef decltype(v < v) Places;
+  return Places{i...} >= kLanes<T> - count ? v : Vector<T>{};
+}
+template <class T>
+static inline Vector<T> last(Vector<T> v, int64_t count) {
+  return last<T>(v, int(count), Count<kLanes<T>>());
+}
+
+// The sum of the lanes of a vector: of its halves, of their halves, ...
+template <int n, int... i>
+static inline Doubles plus_turned(Doubles v, Numbers<i...>) {
+#if defined(__clang__)
+  return v + __builtin_shufflevector(v, v, ((i + n) % kDoubles)...);
+#else
+  typedef decltype(v < v) Places;
+  return v + __builtin_shuffle(v, Places{((i + n) % kDoubles)...});
+#endif
+}
+template <int n = kDoubles / 2>
+static inline double sum_of(Doubles v) {
+  if constexpr (n == 0) return v[0];
+  else return sum_of<n / 2>(plus_turned<n>(v, Count<kDoubles>()));
+}
+
 // a and b, element by element in turn: their lower halves, or their upper ones.
 template <bool upper, class V, int... i>
 static inline V interleave(V a, V b, Numbers<i...>) {
@@ -305,9 +333,9 @@ struct WideSum {
 
   void add(Vector<T> v) { add_to(lanes, v); }
   double total() {
-    for (int n = kLanes<T> / 2; n; n /= 2)
-      for (int i = 0; i < n; ++i) lanes[i] += lanes[i + n];
-    return lanes[0];
+    Doubles sum = read<Doubles>(lanes);
+    if (kLanes<T> > kDoubles) sum += read<Doubles>(lanes + kLanes<T> - kDoubles);
+    return sum_of(sum);
   }
 };
 
