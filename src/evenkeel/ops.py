@@ -8,6 +8,7 @@ with statistics over a part of each sample, and differs from the others only in 
 (`view.py`). The math is in `plain.py`.
 """
 
+import importlib
 import numbers
 import operator
 from collections.abc import Sequence
@@ -37,6 +38,11 @@ __all__ = [
 ]
 
 Tensor = Any
+
+# In eager PyTorch to convert what is converted, or to name its dtype, is most of a small call.
+_TAKEN_AS_THEY_ARE = (
+    (importlib.import_module("torch").Tensor,) if backend.backend() == "torch" else ()
+)
 
 # Their statistic is the root mean square; the others subtract the mean.
 UNCENTERED = ("filter_response_normalization", "rms_normalization")
@@ -323,9 +329,7 @@ def _convert(name: str, value: Any) -> Tensor | None:
     """A backend tensor of a dtype that fits this argument; None stays None."""
     if value is None:
         return None
-    if backend.backend() == "torch" and keras.ops.is_tensor(value):
-        # In eager PyTorch to convert what is converted, or to name its dtype, is most of a small
-        # call.
+    if isinstance(value, _TAKEN_AS_THEY_ARE):
         if name == "mask" or not value.is_floating_point():
             _check_dtype(name, value)
         return value
