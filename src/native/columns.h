@@ -116,6 +116,13 @@ class Columns {
   // The elements of the incomplete row if the range has it, and the end of the complete ones.
   int64_t rest_of(const Tile& t, RowRange range) const { return range.end > t.rows ? t.rest : 0; }
 
+  // Whether a result there is stored past the cache.
+  bool streams(const T* to) const {
+    return p_.elements * int64_t(sizeof(T)) >= kStreamBytes &&
+           can_stream(to, shape_.lanes * shape_.fold) && can_stream(to, shape_.lanes) &&
+           can_stream(to, shape_.width);
+  }
+
   // How far it is from a tile to that of the next unit, which may be the next task's, or 0 where
   // this is not to be asked for.
   int64_t to_next(const Tile& t, int64_t unit) const {

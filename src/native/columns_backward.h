@@ -20,9 +20,7 @@ class BackwardColumns : Columns<T> {
         dx_(static_cast<T*>(b.dx)),
         statistics_(static_cast<const S*>(b.statistics)),
         wanted_(b.dgamma || b.dbeta),
-        past_(p_.elements * int64_t(sizeof(T)) >= kStreamBytes &&
-              can_stream(dx_, shape_.lanes * shape_.fold) && can_stream(dx_, shape_.lanes) &&
-              can_stream(dx_, shape_.width)) {}
+        past_(this->streams(dx_)) {}
 
   bool run() {
     Scratch scratch;

@@ -18,9 +18,7 @@ class ForwardColumns : Columns<T> {
         y_(static_cast<T*>(f.y)),
         statistics_(static_cast<S*>(f.statistics)),
         variance_(static_cast<S*>(f.variance)),
-        past_(p_.elements * int64_t(sizeof(T)) >= kStreamBytes &&
-              can_stream(y_, shape_.lanes * shape_.fold) && can_stream(y_, shape_.lanes) &&
-              can_stream(y_, shape_.width)) {}
+        past_(this->streams(y_)) {}
 
   bool run() {
     if (chunks_ == 1) {

@@ -283,15 +283,21 @@ static inline Vector<T> last(Vector<T> v, int64_t count) {
   return last<T>(v, int(count), Count<kLanes<T>>());
 }
 
+// The lanes of a, and after them those of b, at these places.
+template <int... places, class V>
+static inline V shuffled(V a, V b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, places...);
+#else
+  typedef decltype(a < b) Places;
+  return __builtin_shuffle(a, b, Places{places...});
+#endif
+}
+
 // The sum of the lanes of a vector: of its halves, of their halves, ...
 template <int n, int... i>
 static inline Doubles plus_turned(Doubles v, Numbers<i...>) {
-#if defined(__clang__)
-  return v + __builtin_shufflevector(v, v, ((i + n) % kDoubles)...);
-#else
-  typedef decltype(v < v) Places;
-  return v + __builtin_shuffle(v, Places{((i + n) % kDoubles)...});
-#endif
+  return v + shuffled<(i + n) % kDoubles...>(v, v);
 }
 template <int n = kDoubles / 2>
 static inline double sum_of(Doubles v) {
@@ -303,12 +309,7 @@ static inline double sum_of(Doubles v) {
 template <bool upper, class V, int... i>
 static inline V interleave(V a, V b, Numbers<i...>) {
   constexpr int n = sizeof...(i);
-#if defined(__clang__)
-  return __builtin_shufflevector(a, b, (i / 2 + upper * n / 2 + i % 2 * n)...);
-#else
-  typedef decltype(a < b) Places;
-  return __builtin_shuffle(a, b, Places{(i / 2 + upper * n / 2 + i % 2 * n)...});
-#endif
+  return shuffled<(i / 2 + upper * n / 2 + i % 2 * n)...>(a, b);
 }
 
 // Make rows of columns, of as many vectors as a vector has lanes. Each round of interleaving moves

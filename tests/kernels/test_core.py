@@ -162,7 +162,11 @@ def test_streamed_outputs_are_the_same_numbers(isa):
 
 COLUMNS = Case("columns, sample by sample", "instance", (16, 40, 40, 64))
 FAR = [
-    *(UNMASKED[0], UNMASKED[1], LARGE[0], LARGE[4], LARGE[7], COLUMNS),
+    *UNMASKED[:2],
+    LARGE[0],
+    LARGE[4],
+    LARGE[7],
+    COLUMNS,
     Case("short rows", "layer", (70, 30)),
     Case("rows", "layer", (40, 300)),
 ]

@@ -21,7 +21,6 @@ from evenkeel.view import View
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _MOST_FACTORS = 12  # what one integer holds
-_TENSORS = (torch.Tensor, torch.nn.Parameter)
 
 
 @functools.cache
@@ -81,7 +80,7 @@ def unsupported(x: Any, gamma: Any, beta: Any, view: View) -> str | None:
         return "it is inside a transform of torch.func, whose derivatives the plain formula has"
     if forward_ad._current_level >= 0:
         return "forward-mode differentiation is active, whose derivatives the plain formula has"
-    if type(x) not in _TENSORS and _is_foreign(x):
+    if _is_foreign(x):
         return f"x is a {type(x).__name__}, whose operations are its own"
     return None
 
@@ -96,7 +95,9 @@ def _kinds() -> tuple[type, ...]:
 
 def _is_foreign(x: Any) -> bool:
     """Whether x is of a tensor class with operations of its own, such as DTensor."""
-    return not torch.compiler.is_compiling() and type(x) not in _kinds()
+    if type(x) in (torch.Tensor, torch.nn.Parameter) or torch.compiler.is_compiling():
+        return False
+    return type(x) not in _kinds()
 
 
 _recipe = remembered(recipe)
