@@ -245,17 +245,18 @@ struct ParameterSums {
 
   template <class S>
   void finish(S* dgamma, S* dbeta) const {
-    for (int64_t i = 0; i < parameters; ++i) {
-      if (gamma) dgamma[i] = S(total(gamma + i));
-      if (beta) dbeta[i] = S(total(beta + i));
-    }
+    total(gamma, dgamma);
+    total(beta, dbeta);
   }
 
  private:
-  double total(const double* first) const {
-    double sum = 0;
-    for (int64_t part = 0; part < parts; ++part) sum += first[part * parameters];
-    return sum;
+  // Adds all parts to the first one. A loop that compilers turn into vectors.
+  template <class S>
+  void total(double* sums, S* to) const {
+    if (!sums) return;
+    for (int64_t part = 1; part < parts; ++part)
+      for (int64_t i = 0; i < parameters; ++i) sums[i] += sums[part * parameters + i];
+    for (int64_t i = 0; i < parameters; ++i) to[i] = S(sums[i]);
   }
 };
 
