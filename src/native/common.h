@@ -11,7 +11,7 @@ namespace EVENKEEL_ISA {
 // Sizes that decide how work is cut. They are constants, so that the cut depends on the shape only.
 constexpr int64_t kTaskElements = 32768;   // a task takes at least about 10 microseconds
 constexpr int64_t kCacheBytes = 4 << 20;   // of a group that is read twice out of the cache
-constexpr int64_t kStreamBytes = 8 << 20;   // outputs from this size on are stored past the cache
+constexpr int64_t kStreamBytes = 4 << 20;   // outputs from this size on are stored past the cache
 constexpr int64_t kMostLanes = 512;         // whose sums are kept in the nearest cache
 constexpr int64_t kFolded = 8;              // vectors of a row of folded stretches
 constexpr int64_t kFarApart = 2048;         // bytes between rows that are read together

@@ -146,7 +146,7 @@ def test_what_several_threads_share(case, dtype, isa, threads):
 
 
 def test_streamed_outputs_are_the_same_numbers(isa):
-    """Outputs beyond 16 MiB are stored past the cache, where their addresses allow it."""
+    """Large outputs are stored past the cache, where their addresses allow it."""
     for case in (
         Case("rows", "layer", (6000, 768)),
         Case("columns", "group", (6, 112, 112, 64)),
