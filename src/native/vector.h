@@ -260,7 +260,7 @@ static inline void add_to(double* sums, Floats v) {
 
 template <class V, class S>
 static inline V fill(S value) {
-  return V{} + value;
+  return value - V{};  // a sum would make 0 of -0, so compilers could not leave it out
 }
 
 // The numbers 0 to n - 1, for the compiler.
