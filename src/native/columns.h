@@ -129,6 +129,12 @@ class Columns {
     return ask_ && unit + 1 < units_ ? tile(unit + 1).begin - t.begin : 0;
   }
 
+  // How many elements before it is read a row of a tile is asked for: far, where rows are end to end;
+  // where the processor does not see in time which lines come next, as far as it reads together.
+  int64_t ahead(const Tile& t) const {
+    return t.stride == t.width ? kAhead / int64_t(sizeof(T)) : kTogether * t.stride;
+  }
+
   // Nothing to do before a row.
   struct Nothing {
     void operator()(int64_t) const {}
@@ -151,9 +157,8 @@ class Columns {
   // Add to each lane the sums over a range of rows of the terms of each. of(i) gives what row i adds:
   // vector(j) for the vector from lane j on, one(j) for a single lane. It is called once for each
   // row that is passed over, not in the inner loop, out of which stores keep compilers from taking
-  // anything; before(i) comes before row i. Where rows are far apart the processor does not see in
-  // time that the next ones come, so vector(j) asks for them, `ahead` elements on. Sums are short, in
-  // the compute type, before they go to double.
+  // anything; before(i) comes before row i. vector(j) asks for what is read `ahead` elements on. Sums
+  // are short, in the compute type, before they go to double.
   //
   // Memory is read in its order, row after row: read column after column, it takes twice as long.
   // The sums wait in registers where a row is as short as rows are folded to be, else in the
@@ -252,7 +257,7 @@ class Columns {
   void moments(Tile t, RowRange range, const S* pivot, double* sum, double* squares) const {
     const T* x = x_ + t.begin;
     lane_sums(t, range, sum, squares, Nothing(),
-              [&](int64_t i) { return MomentsOfRow{x + i * t.stride, pivot, kTogether * t.stride}; });
+              [&](int64_t i) { return MomentsOfRow{x + i * t.stride, pivot, ahead(t)}; });
   }
 
   // The sum over the lanes of one group, in all stretches of a row.

@@ -161,7 +161,7 @@ class BackwardColumns : Columns<T> {
     const auto with = [&](auto gamma) {
       return [=, &t](int64_t i) {
         return ProductsOfRow<decltype(gamma(i))>{x + i * t.stride, dy + i * t.stride, l.high,
-                                                 gamma(i), kTogether * t.stride};
+                                                 gamma(i), this->ahead(t)};
       };
     };
     if (!shape_.by_row)

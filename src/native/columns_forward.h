@@ -170,9 +170,30 @@ class ForwardColumns : Columns<T> {
 
   template <bool past>
   void rows_alike(const Tile& t, RowRange range, int64_t next, const Lanes& l) const {
-    by_fours(range.begin, least(range.end, t.rows), [&](int64_t i) { return row(t, i); },
-             [&](auto... rows) { write<past, false>(t.width, t.stride, next, l, rows...); });
+    const int64_t stop = least(range.end, t.rows);
+    if (t.width == kFolded * kLanes<T>)
+      in_order<past>(t, range.begin, stop, next, l);
+    else
+      by_fours(range.begin, stop, [&](int64_t i) { return row(t, i); },
+               [&](auto... rows) { write<past, false>(t.width, t.stride, next, l, rows...); });
     write<false, false>(this->rest_of(t, range), 0, 0, l, row(t, t.rows));
+  }
+
+  // Rows of which the numbers for all lanes find room in registers are written one after the other:
+  // then x is read in its order, which several at a time are not.
+  template <bool past>
+  void in_order(const Tile& t, int64_t begin, int64_t end, int64_t next, const Lanes& l) const {
+    V high[kFolded], scale[kFolded], shift[kFolded];
+    __builtin_memcpy(high, l.high, sizeof high);
+    __builtin_memcpy(scale, l.scale, sizeof scale);
+    __builtin_memcpy(shift, l.shift, sizeof shift);
+    for (int64_t i = begin; i < end; ++i) {
+      const Row r = row(t, i);
+      for (int64_t k = 0, j = 0; k < kFolded; ++k, j += kLanes<T>) {
+        __builtin_prefetch(r.x + next + j);
+        store<past>(r.y + j, madd(load(r.x + j) - high[k], scale[k], shift[k]));
+      }
+    }
   }
 
   template <bool past>
