@@ -119,19 +119,19 @@ class BackwardColumns : Columns<T> {
   void start(const Tile& t, const Lanes& l) const {
     this->statistics_to_lanes(t, statistics_, l.high, l.low, l.rstd);
     if (shape_.by_row) return;
-    const int64_t first = this->slice_parameter(t);
-    for (int64_t j = 0; j < t.width; ++j)
-      l.gamma[j] = gamma_ ? gamma_[first + this->lane_parameter(t, j)] : S(1);
+    gammas(t, this->slice_parameter(t), l.gamma);
   }
 
-  // The first of a row's parameters, and gamma in its lanes.
+  // gamma in the lanes of a row, of which `first` is the first parameter.
+  void gammas(const Tile& t, int64_t first, S* gamma) const {
+    this->for_parameters(t, [&](int64_t j, int64_t, int64_t at) {
+      gamma[j] = gamma_ ? gamma_[first + at] : S(1);
+    });
+  }
+
+  // The first of a row's parameters.
   int64_t row_parameter(const Tile& t, int64_t i) const {
     return this->slice_parameter(t) + p_.strides[1].offset(i);
-  }
-  void row_gamma(const Tile& t, int64_t i, S* gamma) const {
-    const int64_t first = row_parameter(t, i);
-    for (int64_t j = 0; j < t.width; ++j)
-      gamma[j] = gamma_ ? gamma_[first + this->lane_parameter(t, j)] : S(1);
   }
 
   // What one row adds for each lane to the sums of g and of g * (x - high): g is dy, times gamma
@@ -167,7 +167,7 @@ class BackwardColumns : Columns<T> {
     if (!shape_.by_row)
       this->lane_sums(t, range, sum, product, Nothing(), with([](int64_t) { return S(1); }));
     else if (this->lanes_vary())
-      this->lane_sums(t, range, sum, product, [&](int64_t i) { row_gamma(t, i, l.gamma); },
+      this->lane_sums(t, range, sum, product, [&](int64_t i) { gammas(t, row_parameter(t, i), l.gamma); },
                       with([&](int64_t) -> const S* { return l.gamma; }));
     else
       this->lane_sums(t, range, sum, product, Nothing(), with([&](int64_t i) {
@@ -179,12 +179,11 @@ class BackwardColumns : Columns<T> {
   void to_parameters(const Tile& t, const double* sum, const double* product,
                      const ParameterSums& parameters, int64_t part) const {
     if (!wanted_) return;
-    const int64_t first = this->slice_parameter(t), together = p_.size[3];
-    for (int64_t j = 0; j < t.width; ++j) {
-      const S* s = statistics_ + 3 * (t.group + j % t.lanes / together);
-      parameters.add(part, first + this->lane_parameter(t, j),
-                     double(s[2]) * (product[j] - double(s[1]) * sum[j]), sum[j]);
-    }
+    const int64_t first = this->slice_parameter(t);
+    this->for_parameters(t, [&](int64_t j, int64_t g, int64_t at) {
+      const S* s = statistics_ + 3 * (t.group + g);
+      parameters.add(part, first + at, double(s[2]) * (product[j] - double(s[1]) * sum[j]), sum[j]);
+    });
   }
 
   // The coefficients of dx in each lane.
@@ -262,7 +261,7 @@ class BackwardColumns : Columns<T> {
                   int64_t part) const {
     for (int64_t i = range.begin; i < range.end; ++i) {
       const int64_t first = row_parameter(t, i);
-      if (vary) row_gamma(t, i, l.gamma);
+      if (vary) gammas(t, first, l.gamma);
       const S one = !vary && gamma_ ? gamma_[first] : S(1);
       WideSum<T> to_gamma, to_beta;
       double rest_gamma = 0, rest_beta = 0;
@@ -305,10 +304,12 @@ class BackwardColumns : Columns<T> {
         to_beta.add(sum_beta);
       }
       if (!wanted_) continue;
-      if (!vary)
+      if (vary)
+        this->for_parameters(t, [&](int64_t j, int64_t, int64_t at) {
+          parameters.add(part, first + at, l.terms[j], get(dy[j]));
+        });
+      else
         parameters.add(part, first, to_gamma.total() + rest_gamma, to_beta.total() + rest_beta);
-      for (int64_t j = 0; vary && j < t.width; ++j)
-        parameters.add(part, first + this->lane_parameter(t, j), l.terms[j], get(dy[j]));
     }
   }
 

@@ -143,12 +143,11 @@ class ForwardColumns : Columns<T> {
       for (int64_t j = 0; j < t.width; ++j) l.shift[j] = -l.shift[j] * l.scale[j];
     } else {
       const int64_t first = this->slice_parameter(t);
-      for (int64_t j = 0; j < t.width; ++j) {
-        const int64_t at = first + this->lane_parameter(t, j);
+      this->for_parameters(t, [&](int64_t j, int64_t, int64_t at) {
         const double low = l.shift[j];
-        if (gamma_) l.scale[j] = l.scale[j] * gamma_[at];
-        l.shift[j] = S((beta_ ? double(beta_[at]) : 0.0) - low * l.scale[j]);
-      }
+        if (gamma_) l.scale[j] = l.scale[j] * gamma_[first + at];
+        l.shift[j] = S((beta_ ? double(beta_[first + at]) : 0.0) - low * l.scale[j]);
+      });
     }
     if (!shape_.by_row)
       past_ ? rows_alike<true>(t, range, next, l) : rows_alike<false>(t, range, next, l);
@@ -247,11 +246,10 @@ class ForwardColumns : Columns<T> {
   void rows_vary(const Tile& t, RowRange range, Lanes l) const {
     for (int64_t i = range.begin; i < range.end; ++i) {
       const int64_t first = this->slice_parameter(t) + p_.strides[1].offset(i);
-      for (int64_t j = 0; j < t.width; ++j) {
-        const int64_t at = first + this->lane_parameter(t, j);
-        l.gamma[j] = gamma_ ? gamma_[at] : S(1);
-        l.beta[j] = beta_ ? beta_[at] : S(0);
-      }
+      this->for_parameters(t, [&](int64_t j, int64_t, int64_t at) {
+        l.gamma[j] = gamma_ ? gamma_[first + at] : S(1);
+        l.beta[j] = beta_ ? beta_[first + at] : S(0);
+      });
       const T* x = x_ + t.begin + i * t.stride;
       T* y = y_ + t.begin + i * t.stride;
       this->for_lanes(

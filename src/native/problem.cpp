@@ -27,6 +27,15 @@ bool append(Strides* strides, int64_t size, int64_t stride) {
 
 }  // namespace
 
+int64_t Strides::offset_in_several(int64_t index) const {
+  int64_t sum = 0;
+  for (int i = count - 1; i >= 0; --i) {
+    sum += index % size[i] * stride[i];
+    index /= size[i];
+  }
+  return sum;
+}
+
 const char* make_problem(const evenkeel_call& call, Problem* problem) {
   if (call.dtype < EVENKEEL_FLOAT32 || call.dtype > EVENKEEL_FLOAT16) return "unknown dtype";
   if (call.rank < 1 || call.rank > kMostAxes) return "the rank of x must be 1 to 32";

@@ -13,18 +13,14 @@ struct Strides {
   static constexpr int kMost = 16;
   int count = 0;
   int64_t size[kMost];
-  int64_t stride[kMost];
+  int64_t stride[kMost] = {};
 
   // The offset in gamma of the index-th place along the axis.
   int64_t offset(int64_t index) const {
-    if (count == 1) return index * stride[0];
-    int64_t sum = 0;
-    for (int i = count - 1; i >= 0; --i) {
-      sum += index % size[i] * stride[i];
-      index /= size[i];
-    }
-    return sum;
+    return count <= 1 ? index * stride[0] : offset_in_several(index);
   }
+  // A function of its own: unrolled to kMost divisions, the loop would slow down who never needs it.
+  int64_t offset_in_several(int64_t index) const;
 
   // Whether no two places along the axis have the same offset.
   bool distinct() const {

@@ -21,6 +21,7 @@ struct RowShape {
   explicit RowShape(const Problem& p)
       : length(p.size[3]), outer(p.strides[0]), inner(p.strides[2]), within(p.strides[3]) {
     kept_ = p.size[2];
+    by_row_ = outer.varies() || inner.varies();
     segment = length;
     each = false;
     if (within.varies()) {
@@ -32,6 +33,7 @@ struct RowShape {
 
   // The first of a row's parameters.
   int64_t offset(int64_t row) const {
+    if (!by_row_) return 0;
     return outer.offset(row / kept_) + inner.offset(row % kept_);
   }
 
@@ -52,15 +54,17 @@ struct RowShape {
   // Call body for each segment of the elements begin to end of a row.
   template <class Body>
   void segments(int64_t begin, int64_t end, const Body& body) const {
+    const bool one = segment == length;  // for which nothing is divided
     while (begin < end) {
-      const int64_t stop = least(end, (begin / segment + 1) * segment);
-      body(Segment{begin, stop, within.offset(begin)});
+      const int64_t stop = one ? end : least(end, (begin / segment + 1) * segment);
+      body(Segment{begin, stop, one ? begin * each : within.offset(begin)});
       begin = stop;
     }
   }
 
  private:
   int64_t kept_;
+  bool by_row_;  // whether gamma changes from row to row
 };
 
 // How far it is from a row to the one that is read next, or 0 where this is not to be asked for
