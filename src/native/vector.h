@@ -251,11 +251,18 @@ static inline void add_to(double* sums, Doubles v) {
   const Doubles sum = read<Doubles>(sums) + v;
   __builtin_memcpy(sums, &sum, sizeof sum);
 }
+static inline Doubles widen(HalfFloats half) {
+#if defined(__AVX512F__)
+  return (Doubles)_mm512_cvtps_pd((__m256)half);
+#else
+  return __builtin_convertvector(half, Doubles);
+#endif
+}
 static inline void add_to(double* sums, Floats v) {
   HalfFloats halves[2];
   __builtin_memcpy(halves, &v, sizeof v);
-  add_to(sums, __builtin_convertvector(halves[0], Doubles));
-  add_to(sums + kDoubles, __builtin_convertvector(halves[1], Doubles));
+  add_to(sums, widen(halves[0]));
+  add_to(sums + kDoubles, widen(halves[1]));
 }
 
 template <class V, class S>
