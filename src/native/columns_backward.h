@@ -257,60 +257,81 @@ class BackwardColumns : Columns<T> {
   // gamma changes from row to row, and along a row too where `vary`; and so do the parameters that
   // a row adds to.
   template <bool past, bool vary>
-  void rows_apart(Tile t, RowRange range, int64_t next, Lanes l, const ParameterSums& parameters,
-                  int64_t part) const {
-    for (int64_t i = range.begin; i < range.end; ++i) {
-      const int64_t first = row_parameter(t, i);
-      if (vary) gammas(t, first, l.gamma);
-      const S one = !vary && gamma_ ? gamma_[first] : S(1);
-      WideSum<T> to_gamma, to_beta;
-      double rest_gamma = 0, rest_beta = 0;
-      const T *x = x_ + t.begin + i * t.stride, *dy = dy_ + t.begin + i * t.stride;
-      T* dx = dx_ + t.begin + i * t.stride;
-      // As many vectors at a time as may be summed in the compute type, in registers.
-      constexpr int64_t kSome = kShortSum * kLanes<T>;
-      for (int64_t from = 0; from < t.width; from += kSome) {
-        V sum_gamma = {}, sum_beta = {};
-        this->for_lanes(
-            from, least(t.width, from + kSome),
-            [&](int64_t j) {
-              const V d = load(x + j) - read<V>(l.high + j), g = load(dy + j);
-              const V rstd = read<V>(l.scale + j);
-              const V gamma = vary ? read<V>(l.gamma + j) : fill<V>(one);
-              const V inner = madd(read<V>(l.slope + j), d, read<V>(l.constant + j));
-              // The next tile, and what an ordinary store reads first.
-              __builtin_prefetch(x + next + j);
-              __builtin_prefetch(dy + next + j);
-              if (!past) __builtin_prefetch(dx + kTogether * t.stride + j, 1);
-              store<past>(dx + j, madd(rstd * gamma, g, inner));
-              const V term = g * ((d - read<V>(l.low + j)) * rstd);
-              if (vary) {
-                __builtin_memcpy(l.terms + j, &term, sizeof term);
-              } else {
-                sum_gamma += term;
-                sum_beta += g;
-              }
-            },
-            [&](int64_t j) {
-              const S d = get(x[j]) - l.high[j], g = get(dy[j]);
-              const S inner = madd(l.slope[j], d, l.constant[j]);
-              put(dx + j, madd(S(l.scale[j] * (vary ? l.gamma[j] : one)), g, inner));
-              l.terms[j] = g * ((d - l.low[j]) * l.scale[j]);
-              rest_gamma += l.terms[j];
-              rest_beta += g;
-            });
-        if (vary) continue;
-        to_gamma.add(sum_gamma);
-        to_beta.add(sum_beta);
-      }
-      if (!wanted_) continue;
-      if (vary)
-        this->for_parameters(t, [&](int64_t j, int64_t, int64_t at) {
-          parameters.add(part, first + at, l.terms[j], get(dy[j]));
-        });
-      else
-        parameters.add(part, first, to_gamma.total() + rest_gamma, to_beta.total() + rest_beta);
+  void rows_apart(const Tile& t, RowRange range, int64_t next, const Lanes& l,
+                  const ParameterSums& parameters, int64_t part) const {
+    int64_t i = range.begin;
+    // Several at a time share what is read for each lane; with ordinary stores this takes longer.
+    if (past && !vary)
+      for (; i + kTogether <= range.end; i += kTogether)
+        some_rows<past, vary, kTogether>(t, i, next, l, parameters, part);
+    for (; i < range.end; ++i) some_rows<past, vary, 1>(t, i, next, l, parameters, part);
+  }
+
+  // `count` rows from the i-th on.
+  template <bool past, bool vary, int count>
+  void some_rows(Tile t, int64_t i, int64_t next, Lanes l, const ParameterSums& parameters,
+                 int64_t part) const {
+    int64_t first[count];
+    S gamma[count];
+    for (int r = 0; r < count; ++r) {
+      first[r] = row_parameter(t, i + r);
+      gamma[r] = !vary && gamma_ ? gamma_[first[r]] : S(1);
     }
+    if (vary) gammas(t, first[0], l.gamma);
+    WideSum<T> to_gamma[count], to_beta[count];
+    double rest_gamma[count] = {}, rest_beta[count] = {};
+    const T *x = x_ + t.begin + i * t.stride, *dy = dy_ + t.begin + i * t.stride;
+    T* dx = dx_ + t.begin + i * t.stride;
+    // As many vectors at a time as may be summed in the compute type, in registers.
+    int64_t j = 0;
+    while (j + kLanes<T> <= t.width) {
+      V sum_gamma[count] = {}, sum_beta[count] = {};
+      const int64_t stop = least(t.width, j + kShortSum * kLanes<T>);
+      for (; j + kLanes<T> <= stop; j += kLanes<T>) {
+        const V high = read<V>(l.high + j), low = read<V>(l.low + j), rstd = read<V>(l.scale + j);
+        const V slope = read<V>(l.slope + j), constant = read<V>(l.constant + j);
+        for (int r = 0; r < count; ++r) {
+          const int64_t at = r * t.stride + j;
+          const V d = load(x + at) - high, g = load(dy + at);
+          // The next tile, and what an ordinary store reads first.
+          __builtin_prefetch(x + next + at);
+          __builtin_prefetch(dy + next + at);
+          if (!past) __builtin_prefetch(dx + kTogether * t.stride + at, 1);
+          const V scale = rstd * (vary ? read<V>(l.gamma + j) : fill<V>(gamma[r]));
+          store<past>(dx + at, madd(scale, g, madd(slope, d, constant)));
+          const V term = g * ((d - low) * rstd);
+          if (vary) {
+            __builtin_memcpy(l.terms + j, &term, sizeof term);
+          } else {
+            sum_gamma[r] += term;
+            sum_beta[r] += g;
+          }
+        }
+      }
+      for (int r = 0; r < count; ++r) {
+        to_gamma[r].add(sum_gamma[r]);
+        to_beta[r].add(sum_beta[r]);
+      }
+    }
+    for (; j < t.width; ++j) {
+      for (int r = 0; r < count; ++r) {
+        const int64_t at = r * t.stride + j;
+        const S d = get(x[at]) - l.high[j], g = get(dy[at]);
+        const S scale = l.scale[j] * (vary ? l.gamma[j] : gamma[r]);
+        put(dx + at, madd(scale, g, madd(l.slope[j], d, l.constant[j])));
+        l.terms[j] = g * ((d - l.low[j]) * l.scale[j]);
+        rest_gamma[r] += l.terms[j];
+        rest_beta[r] += g;
+      }
+    }
+    if (!wanted_) return;
+    for (int r = 0; r < count && !vary; ++r)
+      parameters.add(part, first[r], to_gamma[r].total() + rest_gamma[r],
+                     to_beta[r].total() + rest_beta[r]);
+    if (vary)
+      this->for_parameters(t, [&](int64_t j, int64_t, int64_t at) {
+        parameters.add(part, first[0] + at, l.terms[j], get(dy[j]));
+      });
   }
 
   const Backward& b_;
