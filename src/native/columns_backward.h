@@ -167,7 +167,8 @@ class BackwardColumns : Columns<T> {
     if (!shape_.by_row)
       this->lane_sums(t, range, sum, product, Nothing(), with([](int64_t) { return S(1); }));
     else if (this->lanes_vary())
-      this->lane_sums(t, range, sum, product, [&](int64_t i) { gammas(t, row_parameter(t, i), l.gamma); },
+      this->lane_sums(t, range, sum, product,
+                      [&](int64_t i) { gammas(t, row_parameter(t, i), l.gamma); },
                       with([&](int64_t) -> const S* { return l.gamma; }));
     else
       this->lane_sums(t, range, sum, product, Nothing(), with([&](int64_t i) {
