@@ -313,8 +313,11 @@ class Columns {
       }
     }
   }
-  // The first parameter of a slice.
+  // The first parameter of a slice, and of one of its rows.
   int64_t slice_parameter(const Tile& t) const { return p_.strides[0].offset(t.slice); }
+  int64_t row_parameter(const Tile& t, int64_t i) const {
+    return slice_parameter(t) + p_.strides[1].offset(i);
+  }
   bool lanes_vary() const { return p_.strides[2].varies() || p_.strides[3].varies(); }
 
   const Problem& p_;

@@ -129,11 +129,6 @@ class BackwardColumns : Columns<T> {
     });
   }
 
-  // The first of a row's parameters.
-  int64_t row_parameter(const Tile& t, int64_t i) const {
-    return this->slice_parameter(t) + p_.strides[1].offset(i);
-  }
-
   // What one row adds for each lane to the sums of g and of g * (x - high): g is dy, times gamma
   // where this changes from row to row, and is one number or points to one for each lane.
   template <class Gamma>
@@ -168,11 +163,11 @@ class BackwardColumns : Columns<T> {
       this->lane_sums(t, range, sum, product, Nothing(), with([](int64_t) { return S(1); }));
     else if (this->lanes_vary())
       this->lane_sums(t, range, sum, product,
-                      [&](int64_t i) { gammas(t, row_parameter(t, i), l.gamma); },
+                      [&](int64_t i) { gammas(t, this->row_parameter(t, i), l.gamma); },
                       with([&](int64_t) -> const S* { return l.gamma; }));
     else
       this->lane_sums(t, range, sum, product, Nothing(), with([&](int64_t i) {
-                        return gamma_ ? gamma_[row_parameter(t, i)] : S(1);
+                        return gamma_ ? gamma_[this->row_parameter(t, i)] : S(1);
                       }));
   }
 
@@ -260,11 +255,11 @@ class BackwardColumns : Columns<T> {
   template <bool past, bool vary>
   void rows_apart(const Tile& t, RowRange range, int64_t next, const Lanes& l,
                   const ParameterSums& parameters, int64_t part) const {
-    int64_t i = range.begin;
     // Several at a time share what is read for each lane; with ordinary stores this takes longer.
-    if (past && !vary)
-      for (; i + kTogether <= range.end; i += kTogether)
-        some_rows<past, vary, kTogether>(t, i, next, l, parameters, part);
+    constexpr int count = past && !vary ? kTogether : 1;
+    int64_t i = range.begin;
+    for (; i + count <= range.end; i += count)
+      some_rows<past, vary, count>(t, i, next, l, parameters, part);
     for (; i < range.end; ++i) some_rows<past, vary, 1>(t, i, next, l, parameters, part);
   }
 
@@ -275,7 +270,7 @@ class BackwardColumns : Columns<T> {
     int64_t first[count];
     S gamma[count];
     for (int r = 0; r < count; ++r) {
-      first[r] = row_parameter(t, i + r);
+      first[r] = this->row_parameter(t, i + r);
       gamma[r] = !vary && gamma_ ? gamma_[first[r]] : S(1);
     }
     if (vary) gammas(t, first[0], l.gamma);

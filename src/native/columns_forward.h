@@ -197,9 +197,8 @@ class ForwardColumns : Columns<T> {
 
   template <bool past>
   void rows_apart(const Tile& t, RowRange range, int64_t next, const Lanes& l) const {
-    const int64_t slice = this->slice_parameter(t);
     const auto of = [&](int64_t i) {
-      const int64_t at = slice + p_.strides[1].offset(i);
+      const int64_t at = this->row_parameter(t, i);
       return row(t, i, gamma_ ? gamma_[at] : S(1), beta_ ? beta_[at] : S(0));
     };
     by_fours(range.begin, range.end, of,
@@ -245,7 +244,7 @@ class ForwardColumns : Columns<T> {
   template <bool past>
   void rows_vary(const Tile& t, RowRange range, Lanes l) const {
     for (int64_t i = range.begin; i < range.end; ++i) {
-      const int64_t first = this->slice_parameter(t) + p_.strides[1].offset(i);
+      const int64_t first = this->row_parameter(t, i);
       this->for_parameters(t, [&](int64_t j, int64_t, int64_t at) {
         l.gamma[j] = gamma_ ? gamma_[first + at] : S(1);
         l.beta[j] = beta_ ? beta_[first + at] : S(0);

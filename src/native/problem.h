@@ -19,7 +19,7 @@ struct Strides {
   int64_t offset(int64_t index) const {
     return count <= 1 ? index * stride[0] : offset_in_several(index);
   }
-  // A function of its own: unrolled to kMost divisions, the loop would slow down who never needs it.
+  // A function of its own: unrolled to kMost divisions, it would slow down callers that never need it.
   int64_t offset_in_several(int64_t index) const;
 
   // Whether no two places along the axis have the same offset.
