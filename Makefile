@@ -25,7 +25,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 .DELETE_ON_ERROR:
 
 run: .venv/.run-$(BACKEND)
-	$(BIN)/evenkeel compare --backend $(BACKEND) --out $(OUT) $(ARGS)
+	$(BIN)/truenorm compare --backend $(BACKEND) --out $(OUT) $(ARGS)
 
 test: .venv/.test
 	$(BIN)/python tests/run.py $(BACKENDS) -- $(ARGS)
@@ -49,7 +49,7 @@ endif
 ifeq ($(and $(shell command -v qemu-aarch64),$(shell command -v aarch64-linux-gnu-g++)),)
 	@echo "make sanitize: no qemu-aarch64 with aarch64-linux-gnu-g++; NEON is not tested"
 else
-	$(BIN)/cmake -S . -B build/neon -DEVENKEEL_SANITIZE=undefined -DCMAKE_SYSTEM_NAME=Linux \
+	$(BIN)/cmake -S . -B build/neon -DTRUENORM_SANITIZE=undefined -DCMAKE_SYSTEM_NAME=Linux \
 	  -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
 	  -DPython_EXECUTABLE=$(abspath $(BIN)/python)
 	$(BIN)/cmake --build build/neon --parallel 2
@@ -59,7 +59,7 @@ endif
 build/sanitize-memory: SANITIZERS = address,undefined
 build/sanitize-threads: SANITIZERS = thread
 build/sanitize-memory build/sanitize-threads: FORCE
-	$(BIN)/cmake -S . -B $@ -DEVENKEEL_SANITIZE=$(SANITIZERS) -DPython_EXECUTABLE=$(abspath $(BIN)/python)
+	$(BIN)/cmake -S . -B $@ -DTRUENORM_SANITIZE=$(SANITIZERS) -DPython_EXECUTABLE=$(abspath $(BIN)/python)
 	$(BIN)/cmake --build $@ --parallel 2
 	$@/core_test
 

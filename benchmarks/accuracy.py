@@ -1,4 +1,4 @@
-"""How far evenkeel's and Keras' normalizations are from float64, as a Markdown table.
+"""How far truenorm's and Keras' normalizations are from float64, as a Markdown table.
 
     KERAS_BACKEND=jax python benchmarks/accuracy.py     this backend
     python benchmarks/accuracy.py --all                 every installed backend, merged
@@ -7,9 +7,9 @@ Input: normal float32 numbers of the given mean and standard deviation; gamma is
 epsilon the layers' own. The exact result is computed in float64 from the same float32 input.
 Each function is compiled as `fit` does: with XLA on TensorFlow and JAX, eager on PyTorch.
 
-- y: the largest |y - exact| / max(1, |exact|). evenkeel promises 2e-6.
+- y: the largest |y - exact| / max(1, |exact|). truenorm promises 2e-6.
 - dx: the largest error of the gradient for a random cotangent dy, in units of the largest |dy|
-  over sqrt(variance + epsilon) of its group. evenkeel promises 4e-6.
+  over sqrt(variance + epsilon) of its group. truenorm promises 4e-6.
 """
 
 import argparse
@@ -72,18 +72,18 @@ def forward_and_gradient(layer: Any, x: np.ndarray, dy: np.ndarray) -> tuple[np.
 
 
 def measure(name: str, mean: float, sd: float) -> dict[str, dict[str, float]]:
-    """The errors of evenkeel's and Keras' layer of this name: {"y" or "dx": {library: error}}."""
+    """The errors of truenorm's and Keras' layer of this name: {"y" or "dx": {library: error}}."""
     import keras
 
-    import evenkeel
-    from evenkeel import ops, reference
+    import truenorm
+    from truenorm import ops, reference
 
     shape, options = LAYERS[name]
     rng = np.random.default_rng(0)
     x = (mean + sd * rng.standard_normal(shape)).astype("float32")
     dy = rng.standard_normal(shape).astype("float32")
     errors: dict[str, dict[str, float]] = {"y": {}, "dx": {}}
-    for library, layers in (("evenkeel", evenkeel.layers), ("Keras", keras.layers)):
+    for library, layers in (("truenorm", truenorm.layers), ("Keras", keras.layers)):
         if not hasattr(layers, name):
             continue
         layer = getattr(layers, name)(**options)
@@ -129,14 +129,14 @@ def table(results: dict[str, Result], quantity: str) -> str:
         error = errors.get(library)
         return "" if error is None else "NaN" if np.isnan(error) else f"{error:.0e}"
 
-    heads = [f"{library}, {name}" for name in results for library in ("evenkeel", "Keras")]
+    heads = [f"{library}, {name}" for name in results for library in ("truenorm", "Keras")]
     lines = [f"| {quantity} | mean, sd | {' | '.join(heads)} |", "|---" * (len(heads) + 2) + "|"]
     for key in next(iter(results.values())):
         name, mean, sd = key.split()
         cells = [
             number(result[key][quantity], library)
             for result in results.values()
-            for library in ("evenkeel", "Keras")
+            for library in ("truenorm", "Keras")
         ]
         lines.append(f"| {name} | {mean}, {sd} | {' | '.join(cells)} |")
     return "\n".join(lines)

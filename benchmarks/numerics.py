@@ -1,13 +1,13 @@
-"""Two sources of error that evenkeel works around, measured for the active Keras backend.
+"""Two sources of error that truenorm works around, measured for the active Keras backend.
 
     KERAS_BACKEND=tensorflow python benchmarks/numerics.py
 
 1. The sum down each column of an (n, 64) array of normal float32 numbers: as one sum of the
    framework, and in two sums of about sqrt(n) each, one after the other. The error is in units
-   of the L2 norm of the terms; evenkeel promises 4e-6 for the gradients of gamma and beta.
+   of the L2 norm of the terms; truenorm promises 4e-6 for the gradients of gamma and beta.
 2. The gradient dx of layer normalization (width 20, mean 1e4, sd 1, 4096 rows), all in float64
    but for the mean: rounded to float32, or in two float32 parts. In units of the largest |dy|
-   over the standard deviation of its row; evenkeel promises 4e-6. The same on every backend.
+   over the standard deviation of its row; truenorm promises 4e-6. The same on every backend.
 """
 
 import argparse

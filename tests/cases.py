@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from evenkeel import ops
-from evenkeel.view import View
+from truenorm import ops
+from truenorm.view import View
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One call of a function of `evenkeel.ops`."""
+    """One call of a function of `truenorm.ops`."""
 
     name: str
     function: str
@@ -44,7 +44,7 @@ class Case:
         return (self.shape[0], *shape) if self.per_sample else shape
 
     def call(self, x: Any, gamma: Any, beta: Any, mask: Any = None, **more: Any) -> Any:
-        """Compute the case with `evenkeel.ops`; RMS normalization takes no beta."""
+        """Compute the case with `truenorm.ops`; RMS normalization takes no beta."""
         function = getattr(ops, f"{self.function}_normalization")
         parameters = (gamma, beta) if self.has_beta else (gamma,)
         return function(x, *parameters, epsilon=EPSILON, mask=mask, **self.options, **more)

@@ -4,15 +4,15 @@ import ctypes
 
 import numpy as np
 
-from evenkeel.kernels.library import load
-from evenkeel.kernels.recipe import recipe
+from truenorm.kernels.library import load
+from truenorm.kernels.recipe import recipe
 
 CENTERED, GIVEN = 1, 2
 DTYPES = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3}
 
 
 class Call(ctypes.Structure):
-    """evenkeel_call of src/native/evenkeel.h."""
+    """truenorm_call of src/native/truenorm.h."""
 
     _fields_ = (
         ("dtype", ctypes.c_int32),
@@ -36,7 +36,7 @@ def address(one):
 
 def check(status):
     if status:
-        raise ValueError(load()[0].evenkeel_error().decode())
+        raise ValueError(load()[0].truenorm_error().decode())
 
 
 def misaligned(values, offset):
@@ -72,7 +72,7 @@ class Core:
         )
         groups, parameters = ctypes.c_int64(), ctypes.c_int64()
         check(
-            load()[0].evenkeel_sizes(
+            load()[0].truenorm_sizes(
                 ctypes.byref(self.call), ctypes.byref(groups), ctypes.byref(parameters)
             )
         )
@@ -96,7 +96,7 @@ class Core:
         if statistics is None:
             statistics = np.zeros((self.groups, 3), self.compute)
         check(
-            load()[0].evenkeel_forward(
+            load()[0].truenorm_forward(
                 ctypes.byref(self.call), address(x), address(gamma), address(beta), address(y),
                 address(statistics), address(variance), None,
             )
@@ -108,7 +108,7 @@ class Core:
         dx = self.empty(x)
         sums = [self.empty(gamma) if parameters and gamma is not None else None for _ in range(2)]
         check(
-            load()[0].evenkeel_backward(
+            load()[0].truenorm_backward(
                 ctypes.byref(self.call), address(x), address(gamma), address(dy),
                 address(statistics), address(dx), address(sums[0]), address(sums[1]), None,
             )

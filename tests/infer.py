@@ -9,9 +9,9 @@ import keras
 import numpy as np
 from keras import ops
 
-import evenkeel
-from evenkeel import reference
-from evenkeel.ops import build_view
+import truenorm
+from truenorm import reference
+from truenorm.ops import build_view
 
 SHAPE = (3, 5, 6, 4)
 CASES = [
@@ -59,10 +59,10 @@ def specification(kind, options, x, weights, mask):
 
 def results(kind, options, x, weights, mask):
     """The result by a layer, its model, the function, and the function in a model."""
-    layer = getattr(evenkeel, CLASSES[kind])(**options)
+    layer = getattr(truenorm, CLASSES[kind])(**options)
     layer.build(x.shape)
     layer.set_weights([np.reshape(a, b.shape) for a, b in zip(weights, layer.weights, strict=True)])
-    function = getattr(evenkeel.ops, f"{kind}_normalization")
+    function = getattr(truenorm.ops, f"{kind}_normalization")
     yield "layer", layer(x, mask=mask)
     yield "function", function(x, *weights, mask=mask, **options)
     inputs = keras.Input(x.shape[1:])

@@ -1,4 +1,4 @@
-"""The promise on numbers, as checks against `evenkeel.reference` in a wider precision.
+"""The promise on numbers, as checks against `truenorm.reference` in a wider precision.
 
 With s = max(1, |gamma * xhat| + |beta|), for |mean| / sd up to 1e4:
 
@@ -11,7 +11,7 @@ With s = max(1, |gamma * xhat| + |beta|), for |mean| / sd up to 1e4:
 import numpy as np
 
 from cases import EPSILON, Case
-from evenkeel import reference
+from truenorm import reference
 
 FORWARD = {"float32": 2e-6, "float16": 2e-6, "bfloat16": 2e-6, "float64": 1e-14}
 BACKWARD = {"float32": 4e-6, "float64": 2e-14}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-import evenkeel as tfa
+import truenorm as tfa
 from gradients import value_and_gradients
 
 FRN, TLU = tfa.layers.FilterResponseNormalization, tfa.layers.TLU
@@ -260,6 +260,6 @@ def test_instance_normalization_with_negative_axes(axis, rng):
 )
 def test_old_code_finds_the_class(module, name):
     found = getattr(getattr(tfa, module), name)
-    assert keras.saving.get_registered_name(found) == f"evenkeel>{name}"
+    assert keras.saving.get_registered_name(found) == f"truenorm>{name}"
     if module == "layers":
         assert getattr(tfa, name) is found

@@ -1,4 +1,4 @@
-"""The ONNX standard's own cases for these four operators, through `evenkeel.ops`.
+"""The ONNX standard's own cases for these four operators, through `truenorm.ops`.
 
 The data are the node tests of the ONNX project (Apache-2.0). ONNX puts channels first; its layer
 and RMS normalization take every axis from `axis` on, the batch axis too where that is 0: such a
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-import evenkeel
+import truenorm
 
 DATA = pathlib.Path(__file__).parent / "data"
 CASES = json.loads((DATA / "onnx_normalization_cases.json").read_text())
@@ -23,16 +23,16 @@ def outputs(case, x, scale, offset=None):
     epsilon = attributes.get("epsilon", 1e-5)
     if case["op"] == "GroupNormalization":
         groups = attributes["num_groups"]
-        return evenkeel.ops.group_normalization(
+        return truenorm.ops.group_normalization(
             x, scale, offset, groups=groups, axis=1, epsilon=epsilon
         )
     if case["op"] == "InstanceNormalization":
-        return evenkeel.ops.instance_normalization(x, scale, offset, axis=1, epsilon=epsilon)
+        return truenorm.ops.instance_normalization(x, scale, offset, axis=1, epsilon=epsilon)
     axis = list(range(attributes.get("axis", -1) % x.ndim + 1, x.ndim + 1))
     if case["op"] == "LayerNormalization":
-        y = evenkeel.ops.layer_normalization(x[None], scale, offset, axis=axis, epsilon=epsilon)
+        y = truenorm.ops.layer_normalization(x[None], scale, offset, axis=axis, epsilon=epsilon)
     else:
-        y = evenkeel.ops.rms_normalization(x[None], scale, axis=axis, epsilon=epsilon)
+        y = truenorm.ops.rms_normalization(x[None], scale, axis=axis, epsilon=epsilon)
     return y[0]
 
 

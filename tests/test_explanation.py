@@ -10,10 +10,10 @@ import sys
 import keras
 import pytest
 
-from evenkeel import cli, drawing
-from evenkeel.drawing import block, faces
-from evenkeel.errors import InputError
-from evenkeel.explanation import Explanation, explain, parse_axis, parse_shape
+from truenorm import cli, drawing
+from truenorm.drawing import block, faces
+from truenorm.errors import InputError
+from truenorm.explanation import Explanation, explain, parse_axis, parse_shape
 
 # name, shape, options, channel axis
 CASES = [
@@ -316,7 +316,7 @@ def test_all_is_the_papers_figure_and_says_what_it_chose():
 
 
 class InstanceNormalization(keras.layers.GroupNormalization):
-    """Shaped as evenkeel's: a group normalization whose `groups` says nothing."""
+    """Shaped as truenorm's: a group normalization whose `groups` says nothing."""
 
 
 @pytest.mark.parametrize("built", [False, True])
@@ -425,7 +425,7 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(
     assert cli.main(["explain", *arguments]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("evenkeel explain: ")
+    assert captured.err.startswith("truenorm explain: ")
     assert captured.err.count("\n") == 1
     assert message in captured.err
     assert (tmp_path / "there.png").read_text() == "mine"
@@ -460,16 +460,16 @@ def test_notebooks_show_picture_and_words_and_words_alone_without_matplotlib(mon
     assert explanation._repr_png_() is None
     assert "<img" not in explanation._repr_html_()
     assert "1,568 elements" in explanation._repr_html_()
-    with pytest.raises(InputError, match=r"pip install 'evenkeel\[compare\]'"):
+    with pytest.raises(InputError, match=r"pip install matplotlib"):
         explanation.plot()
 
 
 def test_the_command_prints_the_words_without_importing_matplotlib():
     code = (
-        "import sys, keras, evenkeel_cli\n"
+        "import sys, keras, truenorm_cli\n"
         # Keras imports it itself: so it is forgotten, and must not come back.
         "[sys.modules.pop(name) for name in list(sys.modules) if name.startswith('matplotlib')]\n"
-        "code = evenkeel_cli.main(['explain', 'group', '--groups', '5', '--shape', '?,28,28,10'])\n"
+        "code = truenorm_cli.main(['explain', 'group', '--groups', '5', '--shape', '?,28,28,10'])\n"
         "assert code == 0 and 'matplotlib' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

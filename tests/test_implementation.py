@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from keras import ops
 
-import evenkeel
-from evenkeel import native, plain
-from evenkeel.kernels import library
+import truenorm
+from truenorm import native, plain
+from truenorm.kernels import library
 
 X = np.arange(24, dtype="float32").reshape(2, 3, 4) ** 2
 
@@ -54,7 +54,7 @@ def plain_calls(monkeypatch):
 
 
 def normalized(**options):
-    return ops.convert_to_numpy(evenkeel.ops.layer_normalization(X, **options))
+    return ops.convert_to_numpy(truenorm.ops.layer_normalization(X, **options))
 
 
 def test_none_takes_native_kernels_that_support_the_call(kernels, plain_calls):
@@ -105,12 +105,12 @@ def test_native_computes_the_default_and_leaves_masks_to_plain(plain_calls):
 
 
 def test_a_library_that_does_not_load_is_told(monkeypatch, tmp_path):
-    broken = tmp_path / "libevenkeel.so"
+    broken = tmp_path / "libtruenorm.so"
     broken.write_bytes(b"not a library")
     monkeypatch.setattr(library, "path", lambda name: broken)
     monkeypatch.setattr(library, "load", library.load.__wrapped__)
     if keras.backend.backend() in ("jax", "tensorflow", "torch"):
-        with pytest.warns(RuntimeWarning, match=r"plain path: .* does not load: .*libevenkeel"):
+        with pytest.warns(RuntimeWarning, match=r"plain path: .* does not load: .*libtruenorm"):
             assert native._find()[0] is None
     else:
         assert "no native kernels for" in native._find()[1]
@@ -119,40 +119,40 @@ def test_a_library_that_does_not_load_is_told(monkeypatch, tmp_path):
 def test_everything_arrives_unchanged(kernels):
     gamma, beta = np.float32([1, 2, 3, 4]), np.float32([5, 6, 7, 8])
     mask = np.array([[True, False, True], [False, True, True]])
-    evenkeel.ops.group_normalization(X, gamma, beta, groups=2, epsilon=0.25, mask=mask)
-    evenkeel.ops.rms_normalization(X, axis=[2, 1], epsilon=0.5)
+    truenorm.ops.group_normalization(X, gamma, beta, groups=2, epsilon=0.25, mask=mask)
+    truenorm.ops.rms_normalization(X, axis=[2, 1], epsilon=0.5)
     assert kernels.asked == kernels.computed
     first, second = kernels.computed
     for one, other in zip([*first[:3], first[6]], [X, gamma, beta, mask], strict=True):
         assert keras.ops.is_tensor(one)
         assert keras.backend.standardize_dtype(one.dtype) == other.dtype
         np.testing.assert_array_equal(ops.convert_to_numpy(one), other)
-    assert first[3:6] == (evenkeel.ops.build_view(X.shape, axis=2, groups=2), 0.25, True)
+    assert first[3:6] == (truenorm.ops.build_view(X.shape, axis=2, groups=2), 0.25, True)
     assert second[1:] == (
-        None, None, evenkeel.ops.build_view(X.shape, axis=[1, 2]), 0.5, False, None,
+        None, None, truenorm.ops.build_view(X.shape, axis=[1, 2]), 0.5, False, None,
     )  # fmt: skip
 
 
 def test_a_layer_passes_its_implementation_its_mask_and_its_weights(kernels, plain_calls):
     mask = np.array([True, False])
-    layer = evenkeel.GroupNormalization(groups=2)
+    layer = truenorm.GroupNormalization(groups=2)
     assert np.all(ops.convert_to_numpy(layer(X, mask=mask)) == 7)
     _, gamma, beta, view, epsilon, centered, arrived = kernels.computed[0]
     np.testing.assert_array_equal(ops.convert_to_numpy(arrived), mask)
     np.testing.assert_array_equal(ops.convert_to_numpy(gamma), np.ones(4))
     np.testing.assert_array_equal(ops.convert_to_numpy(beta), np.zeros(4))
     assert (view.groups, epsilon, centered) == (2, 1e-3, True)
-    evenkeel.GroupNormalization(groups=2, implementation="plain")(X)
+    truenorm.GroupNormalization(groups=2, implementation="plain")(X)
     assert (len(kernels.computed), len(plain_calls)) == (1, 1)
     kernels.reason = "it is Sunday"
     with pytest.raises(NotImplementedError, match="it is Sunday"):
-        evenkeel.RMSNormalization(implementation="native")(X)
+        truenorm.RMSNormalization(implementation="native")(X)
 
 
 def test_building_a_model_and_output_shapes_compute_nothing(kernels, plain_calls):
     inputs = keras.Input((3, 4))
-    evenkeel.ops.layer_normalization(inputs)
-    evenkeel.LayerNormalization().compute_output_shape((2, 3, 4))
+    truenorm.ops.layer_normalization(inputs)
+    truenorm.LayerNormalization().compute_output_shape((2, 3, 4))
     assert (kernels.asked, kernels.computed, plain_calls) == ([], [], [])
 
 
@@ -163,40 +163,40 @@ def test_use_implementation_nests_and_ends(kernels, plain_calls):
         return "native" if len(kernels.computed) > counts[0] else "plain"
 
     assert ran() == "native"
-    with evenkeel.use_implementation("plain"):
+    with truenorm.use_implementation("plain"):
         assert ran() == "plain"
-        with evenkeel.use_implementation("native"):
+        with truenorm.use_implementation("native"):
             assert ran() == "native"
-            with evenkeel.use_implementation(None):
+            with truenorm.use_implementation(None):
                 assert ran() == "native"
         assert ran() == "plain"
-        with evenkeel.use_implementation(None):
+        with truenorm.use_implementation(None):
             assert ran() == "native"
         assert ran() == "plain"
     assert ran() == "native"
 
 
 def test_an_explicit_argument_wins_over_use_implementation(kernels, plain_calls):
-    with evenkeel.use_implementation("plain"):
+    with truenorm.use_implementation("plain"):
         normalized(implementation="native")
     assert (len(kernels.computed), len(plain_calls)) == (1, 0)
-    with evenkeel.use_implementation("native"):
+    with truenorm.use_implementation("native"):
         normalized(implementation="plain")
-        evenkeel.LayerNormalization(implementation="plain")(X)
+        truenorm.LayerNormalization(implementation="plain")(X)
     assert (len(kernels.computed), len(plain_calls)) == (1, 2)
 
 
 def test_use_implementation_native_raises_with_the_reason(kernels):
     kernels.reason = "it is Sunday"
     with (
-        evenkeel.use_implementation("native"),
+        truenorm.use_implementation("native"),
         pytest.raises(NotImplementedError, match="it is Sunday"),
     ):
         normalized()
 
 
 def test_use_implementation_ends_with_an_exception(kernels, plain_calls):
-    with pytest.raises(KeyError), evenkeel.use_implementation("plain"):
+    with pytest.raises(KeyError), truenorm.use_implementation("plain"):
         raise KeyError
     normalized()
     assert (len(kernels.computed), len(plain_calls)) == (1, 0)
@@ -206,7 +206,7 @@ def test_use_implementation_is_of_one_thread(kernels, plain_calls):
     entered, finished = threading.Event(), threading.Event()
 
     def other():
-        with evenkeel.use_implementation("plain"):
+        with truenorm.use_implementation("plain"):
             entered.set()
             finished.wait(30)
 
@@ -222,15 +222,15 @@ def test_use_implementation_is_of_one_thread(kernels, plain_calls):
 def test_use_implementation_refuses_unknown_names():
     with (
         pytest.raises(ValueError, match=r"implementation='fast' is unknown; .*'native', 'plain'"),
-        evenkeel.use_implementation("fast"),
+        truenorm.use_implementation("fast"),
     ):
         pass
 
 
 def test_show_config(capsys, monkeypatch):
-    assert evenkeel.show_config() is None
+    assert truenorm.show_config() is None
     printed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert printed["evenkeel"] == importlib.metadata.version("evenkeel") == evenkeel.__version__
+    assert printed["truenorm"] == importlib.metadata.version("truenorm") == truenorm.__version__
     assert printed["keras"] == keras.__version__
     assert printed["numpy"] == np.__version__
     assert printed["backend"] == keras.backend.backend()
@@ -243,5 +243,5 @@ def test_show_config(capsys, monkeypatch):
         assert printed[name][0].isdigit() or printed[name] == "not installed"
     monkeypatch.setattr(native, "KERNELS", None)
     monkeypatch.setattr(native, "UNAVAILABLE", "there was no compiler")
-    evenkeel.show_config()
+    truenorm.show_config()
     assert "native      there was no compiler" in capsys.readouterr().out.splitlines()

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from keras import ops
 
-import evenkeel
+import truenorm
 from cases import CASES, EPSILON, Case
-from evenkeel import reference
 from gradients import value_and_gradients
 from promise import Expected
+from truenorm import reference
 
 # |mean| / sd up to 1e4; the last is a decade beyond the promise, and beyond what longdouble, the
 # yardstick of float64, resolves.
@@ -26,7 +26,7 @@ def implementation(request):
     case = request.node.callspec.params.get("case")
     if request.param is None and case is not None and case.mask:
         pytest.skip("masks take the plain path either way")
-    with evenkeel.use_implementation(request.param):
+    with truenorm.use_implementation(request.param):
         yield
 
 
@@ -155,7 +155,7 @@ def test_constant_groups_yield_beta(function, value):
 def test_huge_constant_groups_are_finite():
     for value in (1e9, 1e12, 1e18):
         x = np.full((2, 1000, 4), value, np.float32)
-        y = ops.convert_to_numpy(evenkeel.ops.group_normalization(x, groups=2))
+        y = ops.convert_to_numpy(truenorm.ops.group_normalization(x, groups=2))
         assert np.isfinite(y).all()
 
 

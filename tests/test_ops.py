@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 from keras import ops
 
-import evenkeel
-from evenkeel import reference
-from evenkeel.ops import NormalizationOperation, build_view
+import truenorm
 from gradients import value_and_gradients
+from truenorm import reference
+from truenorm.ops import NormalizationOperation, build_view
 
 BACKEND = keras.backend.backend()
 # Each function with options that fit inputs (..., 4), and those that `build_view` takes.
 FUNCTIONS = {
-    "group": (evenkeel.ops.group_normalization, {"groups": 2}, {"groups": 2, "axis": -1}),
-    "instance": (evenkeel.ops.instance_normalization, {}, {"groups": -1, "axis": -1}),
-    "layer": (evenkeel.ops.layer_normalization, {}, {"axis": -1}),
-    "rms": (evenkeel.ops.rms_normalization, {}, {"axis": -1}),
+    "group": (truenorm.ops.group_normalization, {"groups": 2}, {"groups": 2, "axis": -1}),
+    "instance": (truenorm.ops.instance_normalization, {}, {"groups": -1, "axis": -1}),
+    "layer": (truenorm.ops.layer_normalization, {}, {"axis": -1}),
+    "rms": (truenorm.ops.rms_normalization, {}, {"axis": -1}),
 }
 every_function = pytest.mark.parametrize("kind", FUNCTIONS)
 SHAPE = (4, 6, 4)  # N == C: a size cannot tell (C,) from (N,)
@@ -74,9 +74,9 @@ def test_signatures():
         "layer_normalization": {"gamma": None, "beta": None, "axis": -1, **common},
         "rms_normalization": {"gamma": None, "axis": -1, **common, "epsilon": 1e-6},
     }
-    assert sorted(evenkeel.ops.__all__) == sorted(wanted)
+    assert sorted(truenorm.ops.__all__) == sorted(wanted)
     for name, defaults in wanted.items():
-        x, *others = inspect.signature(getattr(evenkeel.ops, name)).parameters.values()
+        x, *others = inspect.signature(getattr(truenorm.ops, name)).parameters.values()
         assert x.name == "x"
         assert {one.name: one.default for one in others} == defaults
         assert [one.name for one in others] == list(defaults)
@@ -215,9 +215,9 @@ def test_a_list_of_channel_axes(kind):
 )  # fmt: skip
 def test_wrong_groups(groups, error, message):
     with pytest.raises(error, match=message):
-        evenkeel.ops.group_normalization(np.zeros((2, 6, 12), "float32"), groups=groups)
+        truenorm.ops.group_normalization(np.zeros((2, 6, 12), "float32"), groups=groups)
     with pytest.raises(error, match=message):
-        evenkeel.ops.group_normalization(keras.Input((6, 12)), groups=groups)
+        truenorm.ops.group_normalization(keras.Input((6, 12)), groups=groups)
 
 
 @every_function
@@ -309,8 +309,8 @@ def test_an_unknown_implementation(kind):
 
 @every_function
 def test_the_native_implementation_says_why_it_cannot(kind, monkeypatch):
-    monkeypatch.setattr(evenkeel.native, "KERNELS", None)
-    monkeypatch.setattr(evenkeel.native, "UNAVAILABLE", "it was not built")
+    monkeypatch.setattr(truenorm.native, "KERNELS", None)
+    monkeypatch.setattr(truenorm.native, "UNAVAILABLE", "it was not built")
     message = (
         r"implementation='native' cannot compute this call: it was not built. "
         r"Pass implementation='plain', or None"
@@ -411,7 +411,7 @@ def test_the_options_of_an_operation_survive_its_config(kind):
 
 def test_the_dtype_of_a_symbolic_result_is_that_of_x():
     inputs = keras.Input((6, 4), dtype="float16")
-    y = evenkeel.ops.layer_normalization(inputs, np.ones(4, "float32"))
+    y = truenorm.ops.layer_normalization(inputs, np.ones(4, "float32"))
     assert y.dtype == "float16"
     got = keras.Model(inputs, y)(np.zeros((2, 6, 4), "float16"))
     assert keras.backend.standardize_dtype(got.dtype) == "float16"

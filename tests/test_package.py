@@ -1,4 +1,4 @@
-"""What `import evenkeel` offers, and what it costs."""
+"""What `import truenorm` offers, and what it costs."""
 
 import subprocess
 import sys
@@ -6,10 +6,10 @@ import types
 
 import pytest
 
-import evenkeel
+import truenorm
 
 
-@pytest.mark.parametrize("module", [evenkeel, evenkeel.layers], ids=lambda one: one.__name__)
+@pytest.mark.parametrize("module", [truenorm, truenorm.layers], ids=lambda one: one.__name__)
 def test_all_is_what_is_public(module):
     submodules = {
         name.removeprefix(f"{module.__name__}.").split(".")[0]
@@ -31,22 +31,22 @@ def test_all_is_what_is_public(module):
 def test_the_functions_that_ops_defines_for_users():
     public = {
         name
-        for name, value in vars(evenkeel.ops).items()
-        if name.endswith("_normalization") and value.__module__ == "evenkeel.ops"
+        for name, value in vars(truenorm.ops).items()
+        if name.endswith("_normalization") and value.__module__ == "truenorm.ops"
     }
-    assert sorted(public) == sorted(evenkeel.ops.__all__)
+    assert sorted(public) == sorted(truenorm.ops.__all__)
 
 
 def test_the_cells_that_rnn_defines():
     public = {
         name
-        for name, value in vars(evenkeel.rnn).items()
-        if not name.startswith("_") and getattr(value, "__module__", "") == "evenkeel.rnn"
+        for name, value in vars(truenorm.rnn).items()
+        if not name.startswith("_") and getattr(value, "__module__", "") == "truenorm.rnn"
     }
-    assert sorted(public) == evenkeel.rnn.__all__
+    assert sorted(public) == truenorm.rnn.__all__
 
 
-def test_importing_evenkeel_imports_no_plots_progress_bars_or_data_sets():
+def test_importing_truenorm_imports_no_plots_progress_bars_or_data_sets():
     # Keras imports some of them itself: so they are forgotten, and must not come back.
     script = """
 import sys, keras
@@ -54,8 +54,8 @@ heavy = {"matplotlib", "sklearn", "rich", "scipy", "pandas", "PIL", "libcst"}
 for name in list(sys.modules):
     if name.split(".")[0] in heavy:
         del sys.modules[name]
-import evenkeel
-evenkeel.explain("group", (2, 4, 4, 32))
+import truenorm
+truenorm.explain("group", (2, 4, 4, 32))
 print(sorted({name.split(".")[0] for name in sys.modules} & heavy))
 """
     done = subprocess.run(

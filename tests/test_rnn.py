@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-import evenkeel
-from evenkeel.rnn import LayerNormLSTMCell, LayerNormSimpleRNNCell
+import truenorm
+from truenorm.rnn import LayerNormLSTMCell, LayerNormSimpleRNNCell
 
 BACKEND = keras.backend.backend()
 CELLS = {"lstm": LayerNormLSTMCell, "simple": LayerNormSimpleRNNCell}
@@ -74,7 +74,7 @@ def test_outputs_and_states(kind, unroll, implementation, rng):
     layer = make(kind, rng, unroll=unroll, return_state=True)
     x = rng.normal(size=SHAPE).astype("float32")
     wanted, states = expected(kind, layer.get_weights(), x)
-    with evenkeel.use_implementation(implementation):
+    with truenorm.use_implementation(implementation):
         y, *found = layer(x)
     for one, other in zip([y, *found], [wanted, *states], strict=True):
         assert_close(one, other)
@@ -355,7 +355,7 @@ def test_the_config_that_addons_wrote(kind):
 
 @every_cell
 def test_the_registered_name(kind):
-    name = f"evenkeel>{CELLS[kind].__name__}"
+    name = f"truenorm>{CELLS[kind].__name__}"
     assert keras.saving.get_registered_name(CELLS[kind]) == name
 
 

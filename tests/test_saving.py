@@ -4,29 +4,29 @@ import keras
 import numpy as np
 import pytest
 
-import evenkeel
+import truenorm
 from processes import TRAINING_BACKENDS, installed, run_python
 
 BACKEND = keras.backend.backend()
 LAYERS = {
-    "group": lambda: evenkeel.GroupNormalization(groups=5, axis=3),
-    "group_channels_first": lambda: evenkeel.GroupNormalization(groups=-1, axis=1, scale=False),
-    "instance": lambda: evenkeel.InstanceNormalization(
+    "group": lambda: truenorm.GroupNormalization(groups=5, axis=3),
+    "group_channels_first": lambda: truenorm.GroupNormalization(groups=-1, axis=1, scale=False),
+    "instance": lambda: truenorm.InstanceNormalization(
         axis=3, beta_initializer="random_uniform", gamma_initializer="random_uniform"
     ),
-    "layer": lambda: evenkeel.LayerNormalization(axis=3, implementation="plain"),
-    "layer_of_samples": lambda: evenkeel.LayerNormalization(axis=[3, 1, 2], use_mask=False),
-    "rms": lambda: evenkeel.RMSNormalization(),
-    "filter_response": lambda: evenkeel.FilterResponseNormalization(
+    "layer": lambda: truenorm.LayerNormalization(axis=3, implementation="plain"),
+    "layer_of_samples": lambda: truenorm.LayerNormalization(axis=[3, 1, 2], use_mask=False),
+    "rms": lambda: truenorm.RMSNormalization(),
+    "filter_response": lambda: truenorm.FilterResponseNormalization(
         axis=[-1, 1], learned_epsilon=True
     ),
-    "tlu": lambda: evenkeel.TLU(affine=True, shared_axes=1),
+    "tlu": lambda: truenorm.TLU(affine=True, shared_axes=1),
 }
-# A process that knows of evenkeel no more than its import.
+# A process that knows of truenorm no more than its import.
 LOAD_AND_PREDICT = """
 import pathlib, sys
 import keras, numpy as np
-import evenkeel
+import truenorm
 folder, result = map(pathlib.Path, sys.argv[1:])
 x = np.load(folder / "x.npy")
 np.savez(result, **{
@@ -49,7 +49,7 @@ def trained_model(layer, x, y):
     )
     # JAX compiles by default, and that is saved: the others then compile too, which takes long, so
     # that one model stands for all.
-    compiled = "auto" if isinstance(layer, evenkeel.LayerNormalization) else False
+    compiled = "auto" if isinstance(layer, truenorm.LayerNormalization) else False
     model.compile(keras.optimizers.Adam(0.01), "mse", jit_compile=compiled)
     loss = model.fit(x, y, batch_size=8, epochs=3, verbose=0).history["loss"]
     assert loss[-1] < loss[0]
@@ -60,10 +60,10 @@ def functional_model(shape, rng):
     """The functions in a model, with constants for weights."""
     inputs = keras.Input(shape)
     gamma, beta = rng.uniform(-2, 2, (2, shape[-1])).astype("float32")
-    y = evenkeel.ops.group_normalization(inputs, gamma, beta, groups=3)
-    y = evenkeel.ops.instance_normalization(y, axis=1)
-    y = evenkeel.ops.layer_normalization(y, beta=beta, axis=3, epsilon=0.5)
-    y = evenkeel.ops.rms_normalization(y, gamma, axis=-1)
+    y = truenorm.ops.group_normalization(inputs, gamma, beta, groups=3)
+    y = truenorm.ops.instance_normalization(y, axis=1)
+    y = truenorm.ops.layer_normalization(y, beta=beta, axis=3, epsilon=0.5)
+    y = truenorm.ops.rms_normalization(y, gamma, axis=-1)
     return keras.Model(inputs, y)
 
 
@@ -71,8 +71,8 @@ def recurrent_model(shape):
     """The cells in a model, one under the other, not trained."""
     inputs = keras.Input(shape)
     y = keras.layers.Reshape((shape[0], shape[1] * shape[2]))(inputs)
-    y = keras.layers.RNN(evenkeel.rnn.LayerNormLSTMCell(8), return_sequences=True)(y)
-    return keras.Model(inputs, keras.layers.RNN(evenkeel.rnn.LayerNormSimpleRNNCell(4))(y))
+    y = keras.layers.RNN(truenorm.rnn.LayerNormLSTMCell(8), return_sequences=True)(y)
+    return keras.Model(inputs, keras.layers.RNN(truenorm.rnn.LayerNormSimpleRNNCell(4))(y))
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +128,8 @@ def test_the_loaded_layer_is_the_layer(name, saved):
 
 @pytest.mark.parametrize("cls", ["FilterResponse", "Group", "Instance", "Layer", "RMS"])
 def test_the_registered_name(cls):
-    layer = getattr(evenkeel, f"{cls}Normalization")
-    name = f"evenkeel>{cls}Normalization"
+    layer = getattr(truenorm, f"{cls}Normalization")
+    name = f"truenorm>{cls}Normalization"
     assert keras.saving.get_registered_name(layer) == name
     assert keras.saving.get_registered_object(name) is layer
     assert keras.saving.serialize_keras_object(layer())["registered_name"] == name

@@ -79,7 +79,7 @@ model.compile(optimizer='adam',
               metrics=['accuracy'])
 model.fit(x_test, y_test)
 """
-MIGRATED = ORIGINAL.replace("import tensorflow_addons as tfa", "import evenkeel as tfa")
+MIGRATED = ORIGINAL.replace("import tensorflow_addons as tfa", "import truenorm as tfa")
 
 
 @pytest.fixture
@@ -166,7 +166,7 @@ def test_a_notebook_is_what_is_made_of_its_script(name):
 
 def test_the_original_changes_in_one_line():
     pytest.importorskip("libcst", reason="migrate-code needs LibCST")
-    from evenkeel.migrate_code.rewrite import rewrite
+    from truenorm.migrate_code.rewrite import rewrite
 
     result = rewrite(ORIGINAL.encode())
     assert result.source.decode() == MIGRATED
@@ -174,7 +174,7 @@ def test_the_original_changes_in_one_line():
     lines = difflib.ndiff(ORIGINAL.split("\n"), MIGRATED.split("\n"))
     assert [line for line in lines if line[0] in "+-"] == [
         "- import tensorflow_addons as tfa",
-        "+ import evenkeel as tfa",
+        "+ import truenorm as tfa",
     ]
 
 
@@ -182,12 +182,12 @@ def test_the_original_changes_in_one_line():
 # Keras 3 advises another way to give the input's shape, and takes this one.
 @pytest.mark.filterwarnings("ignore:Do not pass an `input_shape`:UserWarning")
 def test_the_original_runs_under_tf_keras(mnist, capsys):
-    import evenkeel
+    import truenorm
 
     namespace = {}
     exec(compile(MIGRATED, "original", "exec"), namespace)
     printed = capsys.readouterr().out
-    assert namespace["tfa"] is evenkeel
+    assert namespace["tfa"] is truenorm
     assert namespace["tf"].keras.__version__ == keras.__version__
     assert printed.count("20/20") >= 3
     assert "accuracy:" in printed

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evenkeel.view import (
+from truenorm.view import (
     View,
     axes_view,
     canonical_axes,

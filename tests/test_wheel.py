@@ -12,9 +12,9 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROGRAM = """
-import numpy as np, evenkeel
+import numpy as np, truenorm
 x = np.random.default_rng(0).normal(3, 2, (4, 6, 6, 8)).astype("float32")
-y = np.asarray(evenkeel.ops.group_normalization(x, groups=4, implementation={implementation!r}))
+y = np.asarray(truenorm.ops.group_normalization(x, groups=4, implementation={implementation!r}))
 assert abs(y.mean()) < 1e-6 and abs(y.std() - 1) < 1e-3, (y.mean(), y.std())
 print("computed")
 """
@@ -36,7 +36,7 @@ def run(*command, cwd, path=None):
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory):
-    """An environment with JAX and what evenkeel depends on."""
+    """An environment with JAX and what truenorm depends on."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
@@ -65,8 +65,8 @@ def install(python, folder, path=None):
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
 def test_with_native_kernels(python, tmp_path):
-    assert re.fullmatch(r"evenkeel-[\d.]+-py3-none-\w+\.whl", install(python, tmp_path))
-    shown = run(python.parent / "evenkeel", "config", cwd=tmp_path)
+    assert re.fullmatch(r"truenorm-[\d.]+-py3-none-\w+\.whl", install(python, tmp_path))
+    shown = run(python.parent / "truenorm", "config", cwd=tmp_path)
     assert re.search(r"native +usable \(\w+, \d+ threads?\)", shown)
     assert run(python, "-c", PROGRAM.format(implementation="native"), cwd=tmp_path) == "computed\n"
 
@@ -74,6 +74,6 @@ def test_with_native_kernels(python, tmp_path):
 def test_without_a_compiler(python, tmp_path):
     assert shutil.which("c++", path=str(python.parent)) is None
     install(python, tmp_path, path=str(python.parent))
-    shown = run(python.parent / "evenkeel", "config", cwd=tmp_path)
-    assert "native      this build of evenkeel has no native kernels" in shown
+    shown = run(python.parent / "truenorm", "config", cwd=tmp_path)
+    assert "native      this build of truenorm has no native kernels" in shown
     assert run(python, "-c", PROGRAM.format(implementation=None), cwd=tmp_path) == "computed\n"

@@ -6,9 +6,9 @@
 #
 # Sigue al tutorial sobre normalizaciones de TensorFlow Addons, que dejó de mantenerse en 2024. El
 # código de entonces sigue sirviendo con cambiar una línea: `import tensorflow_addons as tfa` pasa a
-# ser `import evenkeel as tfa`.
+# ser `import truenorm as tfa`.
 #
-# En Colab, la celda siguiente instala evenkeel; en su lugar se puede indicar un wheel o un clon que
+# En Colab, la celda siguiente instala truenorm; en su lugar se puede indicar un wheel o un clon que
 # hayas subido. Fuera de Colab la celda no hace nada y hay que instalarlo antes con `pip install`:
 # lo explica el README.
 
@@ -16,15 +16,15 @@
 import subprocess
 import sys
 
-EVENKEEL = "evenkeel"  # o la ruta de un wheel o de un clon
+TRUENORM = "truenorm"  # o la ruta de un wheel o de un clon
 if "google.colab" in sys.modules:
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", EVENKEEL], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", TRUENORM], check=True)
 
 # %%
 import keras
 import numpy as np
 
-import evenkeel
+import truenorm
 
 # %% [markdown]
 # ## Qué es una normalización
@@ -51,11 +51,11 @@ import evenkeel
 #
 # Tras la convolución de nuestra red, un lote de 8 imágenes es un tensor de 8 muestras (N) con 26 ×
 # 26 píxeles (H, W) y 10 canales (C). Los elementos azules comparten una media y una varianza. (El
-# dibujo y las explicaciones de evenkeel están en inglés.)
+# dibujo y las explicaciones de truenorm están en inglés.)
 
 # %%
 forma = (8, 26, 26, 10)
-evenkeel.explain("all", forma)
+truenorm.explain("all", forma)
 
 # %% [markdown]
 # ## La fórmula, a mano
@@ -71,7 +71,7 @@ media = grupos.mean(axis=(1, 2, 4), keepdims=True)
 varianza = grupos.var(axis=(1, 2, 4), keepdims=True)
 a_mano = ((grupos - media) / np.sqrt(varianza + 1e-3)).reshape(forma)
 
-capa = evenkeel.GroupNormalization(groups=5, axis=3, epsilon=1e-3)
+capa = truenorm.GroupNormalization(groups=5, axis=3, epsilon=1e-3)
 diferencia = np.abs(keras.ops.convert_to_numpy(capa(x)) - a_mano).max()
 print(f"mayor diferencia: {diferencia:.0e}")
 
@@ -129,8 +129,8 @@ exactitud = {}
 # segmentación, vídeo; y en las U-Net de los modelos de difusión.
 
 # %%
-capa = evenkeel.GroupNormalization(groups=5, axis=3)
-print(evenkeel.explain(capa, forma))
+capa = truenorm.GroupNormalization(groups=5, axis=3)
+print(truenorm.explain(capa, forma))
 
 # %%
 modelo = construir(capa)
@@ -156,14 +156,14 @@ exactitud["grupos"] = modelo.evaluate(x_test, y_test, verbose=0)[1]
 # hacen imágenes a partir de imágenes.
 
 # %%
-capa = evenkeel.InstanceNormalization(
+capa = truenorm.InstanceNormalization(
     axis=3,
     center=True,
     scale=True,
     beta_initializer="random_uniform",
     gamma_initializer="random_uniform",
 )
-print(evenkeel.explain(capa, forma))
+print(truenorm.explain(capa, forma))
 
 # %%
 modelo = construir(capa)
@@ -179,7 +179,7 @@ exactitud["instancia"] = modelo.evaluate(x_test, y_test, verbose=0)[1]
 # tutorial al que sigue este decía que normaliza la muestra; el dibujo enseña lo que hace.
 
 # %%
-evenkeel.explain("layer", forma, axis=3)
+truenorm.explain("layer", forma, axis=3)
 
 # %% [markdown]
 # Para tomar la imagen entera hay que nombrar todos sus ejes. Entonces $\gamma$ y $\beta$ tienen un
@@ -187,7 +187,7 @@ evenkeel.explain("layer", forma, axis=3)
 # `GroupNormalization(groups=1)` tiene las mismas medias con un $\gamma$ por canal.
 
 # %%
-print(evenkeel.explain("layer", forma, axis=[1, 2, 3]))
+print(truenorm.explain("layer", forma, axis=[1, 2, 3]))
 
 # %% [markdown]
 # **Qué esperar.** Con `axis=3`, de un píxel solo queda cómo se comparan sus canales entre sí: uno
@@ -199,7 +199,7 @@ print(evenkeel.explain("layer", forma, axis=[1, 2, 3]))
 # a su imagen, como ConvNeXt.
 
 # %%
-capa = evenkeel.LayerNormalization(axis=3, center=True, scale=True)
+capa = truenorm.LayerNormalization(axis=3, center=True, scale=True)
 modelo = construir(capa)
 modelo.fit(x_train, y_train)
 exactitud["capa"] = modelo.evaluate(x_test, y_test, verbose=0)[1]
@@ -216,7 +216,7 @@ for nombre, valor in exactitud.items():
 # fácil y la red, poco profunda. Las normalizaciones son para las profundas, que sin ellas se
 # entrenan mal o no se entrenan. Con otra semilla puede cambiar el orden de las tres. Para saber
 # cuál conviene a unos datos y a un tamaño de lote hay que entrenar con varias semillas: la orden
-# `evenkeel compare` lo hace y dice qué respaldan los números.
+# `truenorm compare` lo hace y dice qué respaldan los números.
 #
 # ## Bibliografía
 #

@@ -6,24 +6,24 @@
 #
 # It follows the tutorial on normalizations of TensorFlow Addons, which came to its end in 2024.
 # Code of that time goes on with one line changed: `import tensorflow_addons as tfa` becomes `import
-# evenkeel as tfa`.
+# truenorm as tfa`.
 #
-# In Colab, the next cell installs evenkeel; a wheel or a clone that you have uploaded can be named
+# In Colab, the next cell installs truenorm; a wheel or a clone that you have uploaded can be named
 # there instead. Elsewhere the cell does nothing, and `pip install` comes before: see the README.
 
 # %%
 import subprocess
 import sys
 
-EVENKEEL = "evenkeel"  # or the path of a wheel or of a clone
+TRUENORM = "truenorm"  # or the path of a wheel or of a clone
 if "google.colab" in sys.modules:
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", EVENKEEL], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", TRUENORM], check=True)
 
 # %%
 import keras
 import numpy as np
 
-import evenkeel
+import truenorm
 
 # %% [markdown]
 # ## What a normalization is
@@ -53,7 +53,7 @@ import evenkeel
 
 # %%
 shape = (8, 26, 26, 10)
-evenkeel.explain("all", shape)
+truenorm.explain("all", shape)
 
 # %% [markdown]
 # ## The formula, by hand
@@ -69,7 +69,7 @@ mean = groups.mean(axis=(1, 2, 4), keepdims=True)
 variance = groups.var(axis=(1, 2, 4), keepdims=True)
 by_hand = ((groups - mean) / np.sqrt(variance + 1e-3)).reshape(shape)
 
-layer = evenkeel.GroupNormalization(groups=5, axis=3, epsilon=1e-3)
+layer = truenorm.GroupNormalization(groups=5, axis=3, epsilon=1e-3)
 difference = np.abs(keras.ops.convert_to_numpy(layer(x)) - by_hand).max()
 print(f"largest difference: {difference:.0e}")
 
@@ -126,8 +126,8 @@ accuracy = {}
 # segmentation, video; and in the U-Nets of diffusion models.
 
 # %%
-layer = evenkeel.GroupNormalization(groups=5, axis=3)
-print(evenkeel.explain(layer, shape))
+layer = truenorm.GroupNormalization(groups=5, axis=3)
+print(truenorm.explain(layer, shape))
 
 # %%
 model = build(layer)
@@ -151,14 +151,14 @@ accuracy["group"] = model.evaluate(x_test, y_test, verbose=0)[1]
 # images from images.
 
 # %%
-layer = evenkeel.InstanceNormalization(
+layer = truenorm.InstanceNormalization(
     axis=3,
     center=True,
     scale=True,
     beta_initializer="random_uniform",
     gamma_initializer="random_uniform",
 )
-print(evenkeel.explain(layer, shape))
+print(truenorm.explain(layer, shape))
 
 # %%
 model = build(layer)
@@ -174,7 +174,7 @@ accuracy["instance"] = model.evaluate(x_test, y_test, verbose=0)[1]
 # that this one follows said that it normalizes the sample; the picture shows what it does.
 
 # %%
-evenkeel.explain("layer", shape, axis=3)
+truenorm.explain("layer", shape, axis=3)
 
 # %% [markdown]
 # To take the whole image, name all its axes. $\gamma$ and $\beta$ then have a number for each of
@@ -182,7 +182,7 @@ evenkeel.explain("layer", shape, axis=3)
 # the same means with one $\gamma$ for each channel.
 
 # %%
-print(evenkeel.explain("layer", shape, axis=[1, 2, 3]))
+print(truenorm.explain("layer", shape, axis=[1, 2, 3]))
 
 # %% [markdown]
 # **What to expect.** With `axis=3`, a pixel keeps only how its channels compare with one another: a
@@ -194,7 +194,7 @@ print(evenkeel.explain("layer", shape, axis=[1, 2, 3]))
 # them, such as ConvNeXt.
 
 # %%
-layer = evenkeel.LayerNormalization(axis=3, center=True, scale=True)
+layer = truenorm.LayerNormalization(axis=3, center=True, scale=True)
 model = build(layer)
 model.fit(x_train, y_train)
 accuracy["layer"] = model.evaluate(x_test, y_test, verbose=0)[1]
@@ -210,7 +210,7 @@ for name, value in accuracy.items():
 # All three end between 91% and 93%, and so does the network without any normalization: the task is
 # easy and the network shallow. Normalizations are there for deep ones, which train badly or not at
 # all without. Another seed may change the order of the three. To find out which one suits some data
-# and a batch size, train with several seeds: the command `evenkeel compare` does that, and says
+# and a batch size, train with several seeds: the command `truenorm compare` does that, and says
 # what the numbers support.
 #
 # ## Literature

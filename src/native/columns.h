@@ -4,8 +4,8 @@
 // Short stretches are folded: several of them, end on end, make one row of lanes that fills
 // vectors. Long ones are cut into tiles, so that a tile of all R0 stretches stays in the cache.
 
-namespace evenkeel {
-namespace EVENKEEL_ISA {
+namespace truenorm {
+namespace TRUENORM_ISA {
 
 // How the lanes of one K0 slice are cut, and its rows.
 struct ColumnShape {
@@ -87,7 +87,7 @@ class Columns {
   using S = typename Compute<T>::type;
   using V = Vector<T>;
 
-  Columns(const Problem& p, const void* x, const void* gamma, const evenkeel_executor* executor,
+  Columns(const Problem& p, const void* x, const void* gamma, const truenorm_executor* executor,
           int reads)
       : p_(p),
         shape_(p, sizeof(T), reads, kLanes<T>),
@@ -325,10 +325,10 @@ class Columns {
   const int64_t units_;
   const T* x_;
   const S* gamma_;
-  const evenkeel_executor* executor_;
+  const truenorm_executor* executor_;
   int64_t per_task_, chunk_, chunks_;
   bool ask_;  // for the next tile while one is written
 };
 
-}  // namespace EVENKEEL_ISA
-}  // namespace evenkeel
+}  // namespace TRUENORM_ISA
+}  // namespace truenorm

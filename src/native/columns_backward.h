@@ -1,7 +1,7 @@
 // Columns, backward: dx, dgamma and dbeta.
 
-namespace evenkeel {
-namespace EVENKEEL_ISA {
+namespace truenorm {
+namespace TRUENORM_ISA {
 
 template <class T>
 class BackwardColumns : Columns<T> {
@@ -337,5 +337,5 @@ class BackwardColumns : Columns<T> {
   const bool wanted_, past_;
 };
 
-}  // namespace EVENKEEL_ISA
-}  // namespace evenkeel
+}  // namespace TRUENORM_ISA
+}  // namespace truenorm

@@ -1,7 +1,7 @@
 // Columns, forward: y and the statistics of each group.
 
-namespace evenkeel {
-namespace EVENKEEL_ISA {
+namespace truenorm {
+namespace TRUENORM_ISA {
 
 template <class T>
 class ForwardColumns : Columns<T> {
@@ -271,5 +271,5 @@ class ForwardColumns : Columns<T> {
   const bool past_;
 };
 
-}  // namespace EVENKEEL_ISA
-}  // namespace evenkeel
+}  // namespace TRUENORM_ISA
+}  // namespace truenorm

@@ -5,8 +5,8 @@
 #include "problem.h"
 #include "threads.h"
 
-namespace evenkeel {
-namespace EVENKEEL_ISA {
+namespace truenorm {
+namespace TRUENORM_ISA {
 
 // Sizes that decide how work is cut. They are constants, so that the cut depends on the shape only.
 constexpr int64_t kTaskElements = 32768;   // a task takes at least about 10 microseconds
@@ -73,18 +73,18 @@ struct Forward {
   const Problem& p;
   const void *x, *gamma, *beta;
   void *y, *statistics, *variance;
-  const evenkeel_executor* executor;
+  const truenorm_executor* executor;
 };
 struct Backward {
   const Problem& p;
   const void *x, *gamma, *dy, *statistics;
   void *dx, *dgamma, *dbeta;
-  const evenkeel_executor* executor;
+  const truenorm_executor* executor;
 };
 
 // Run body(0) ... body(count - 1), which return whether there was memory enough.
 template <class Body>
-static bool run_all(const evenkeel_executor* executor, int64_t count, const Body& body) {
+static bool run_all(const truenorm_executor* executor, int64_t count, const Body& body) {
   struct Shared {
     const Body* body;
     int failed;
@@ -261,5 +261,5 @@ struct ParameterSums {
   }
 };
 
-}  // namespace EVENKEEL_ISA
-}  // namespace evenkeel
+}  // namespace TRUENORM_ISA
+}  // namespace truenorm

@@ -8,7 +8,7 @@
 #include <mutex>
 #include <string>
 
-#include "evenkeel.h"
+#include "truenorm.h"
 #include "shares.h"
 #include "symbols.h"
 #include "xla/ffi/api/ffi.h"
@@ -20,13 +20,13 @@ namespace {
 // Work shared with threads of XLA's pool. One that starts late finds nothing left to do; so this
 // lives until the last of them has let go of it, while the caller waits only for those at work.
 struct Job {
-  evenkeel::Shares shares;
+  truenorm::Shares shares;
   std::atomic<int64_t> helpers{0};  // threads of the pool that have started
   int64_t done = 0;
   std::mutex mutex;
   std::condition_variable finished;
 
-  Job(int64_t count, int64_t workers, evenkeel_task task, void* context)
+  Job(int64_t count, int64_t workers, truenorm_task task, void* context)
       : shares(count, workers, task, context) {}
 
   // Do up to so many tasks, by default all.
@@ -39,7 +39,7 @@ struct Job {
   }
 };
 
-void run_on_pool(void* handle, int64_t count, evenkeel_task task, void* context) {
+void run_on_pool(void* handle, int64_t count, truenorm_task task, void* context) {
   ffi::ThreadPool& pool = *static_cast<ffi::ThreadPool*>(handle);
   const int64_t threads = std::min<int64_t>(pool.num_threads(), count);
   const auto job = std::make_shared<Job>(count, threads, task, context);
@@ -61,10 +61,10 @@ void run_on_pool(void* handle, int64_t count, evenkeel_task task, void* context)
 
 bool dtype_of(ffi::DataType type, int32_t* dtype) {
   switch (type) {
-    case ffi::DataType::F32: *dtype = EVENKEEL_FLOAT32; return true;
-    case ffi::DataType::F64: *dtype = EVENKEEL_FLOAT64; return true;
-    case ffi::DataType::BF16: *dtype = EVENKEEL_BFLOAT16; return true;
-    case ffi::DataType::F16: *dtype = EVENKEEL_FLOAT16; return true;
+    case ffi::DataType::F32: *dtype = TRUENORM_FLOAT32; return true;
+    case ffi::DataType::F64: *dtype = TRUENORM_FLOAT64; return true;
+    case ffi::DataType::BF16: *dtype = TRUENORM_BFLOAT16; return true;
+    case ffi::DataType::F16: *dtype = TRUENORM_FLOAT16; return true;
     default: return false;
   }
 }
@@ -76,10 +76,10 @@ struct Attributes {
   bool centered;
 };
 
-ffi::Error make_call(const ffi::AnyBuffer& x, const Attributes& a, evenkeel_call* call) {
+ffi::Error make_call(const ffi::AnyBuffer& x, const Attributes& a, truenorm_call* call) {
   if (!dtype_of(x.element_type(), &call->dtype))
-    return ffi::Error::InvalidArgument("evenkeel's kernels do not compute in this dtype");
-  call->flags = a.centered ? EVENKEEL_CENTERED : 0;
+    return ffi::Error::InvalidArgument("truenorm's kernels do not compute in this dtype");
+  call->flags = a.centered ? TRUENORM_CENTERED : 0;
   call->epsilon = a.epsilon;
   call->groups = a.groups;
   call->rank = static_cast<int32_t>(x.dimensions().size());
@@ -90,7 +90,7 @@ ffi::Error make_call(const ffi::AnyBuffer& x, const Attributes& a, evenkeel_call
 }
 
 ffi::Error result(int status) {
-  return status ? ffi::Error::Internal(std::string("evenkeel: ") + evenkeel_error())
+  return status ? ffi::Error::Internal(std::string("truenorm: ") + truenorm_error())
                 : ffi::Error::Success();
 }
 
@@ -98,12 +98,12 @@ ffi::Error forward(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer gamma,
                    ffi::AnyBuffer beta, ffi::Result<ffi::AnyBuffer> y,
                    ffi::Result<ffi::AnyBuffer> statistics, ffi::Span<const int64_t> factors,
                    int64_t groups, double epsilon, bool centered) {
-  evenkeel_call call;
+  truenorm_call call;
   if (ffi::Error error = make_call(x, {factors, groups, epsilon, centered}, &call);
       error.failure())
     return error;
-  const evenkeel_executor executor{&pool, run_on_pool};
-  return result(evenkeel_forward(&call, x.untyped_data(), gamma.untyped_data(),
+  const truenorm_executor executor{&pool, run_on_pool};
+  return result(truenorm_forward(&call, x.untyped_data(), gamma.untyped_data(),
                                  beta.untyped_data(), y->untyped_data(),
                                  statistics->untyped_data(), nullptr, &executor));
 }
@@ -113,12 +113,12 @@ ffi::Error backward(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer gamma
                     ffi::Result<ffi::AnyBuffer> dgamma, ffi::Result<ffi::AnyBuffer> dbeta,
                     ffi::Span<const int64_t> factors, int64_t groups, double epsilon,
                     bool centered) {
-  evenkeel_call call;
+  truenorm_call call;
   if (ffi::Error error = make_call(x, {factors, groups, epsilon, centered}, &call);
       error.failure())
     return error;
-  const evenkeel_executor executor{&pool, run_on_pool};
-  return result(evenkeel_backward(&call, x.untyped_data(), gamma.untyped_data(),
+  const truenorm_executor executor{&pool, run_on_pool};
+  return result(truenorm_backward(&call, x.untyped_data(), gamma.untyped_data(),
                                   dy.untyped_data(), statistics.untyped_data(),
                                   dx->untyped_data(), dgamma->untyped_data(),
                                   dbeta->untyped_data(), &executor));
@@ -127,10 +127,10 @@ ffi::Error backward(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer gamma
 }  // namespace
 
 // The version of the interface that this is built for: an older JAX refuses it.
-EVENKEEL_EXPORT int evenkeel_jax_interface_major() { return XLA_FFI_API_MAJOR; }
-EVENKEEL_EXPORT int evenkeel_jax_interface_minor() { return XLA_FFI_API_MINOR; }
+TRUENORM_EXPORT int truenorm_jax_interface_major() { return XLA_FFI_API_MAJOR; }
+TRUENORM_EXPORT int truenorm_jax_interface_minor() { return XLA_FFI_API_MINOR; }
 
-EVENKEEL_EXPORT XLA_FFI_Error* evenkeel_jax_forward(XLA_FFI_CallFrame* frame) {
+TRUENORM_EXPORT XLA_FFI_Error* truenorm_jax_forward(XLA_FFI_CallFrame* frame) {
   static auto* handler = ffi::Ffi::Bind()
                              .Ctx<ffi::ThreadPool>()
                              .Arg<ffi::AnyBuffer>()
@@ -147,7 +147,7 @@ EVENKEEL_EXPORT XLA_FFI_Error* evenkeel_jax_forward(XLA_FFI_CallFrame* frame) {
   return handler->Call(frame);
 }
 
-EVENKEEL_EXPORT XLA_FFI_Error* evenkeel_jax_backward(XLA_FFI_CallFrame* frame) {
+TRUENORM_EXPORT XLA_FFI_Error* truenorm_jax_backward(XLA_FFI_CallFrame* frame) {
   static auto* handler = ffi::Ffi::Bind()
                              .Ctx<ffi::ThreadPool>()
                              .Arg<ffi::AnyBuffer>()

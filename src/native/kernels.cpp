@@ -1,4 +1,4 @@
-// The kernels of one instruction set: this file is compiled once for each, with EVENKEEL_ISA its
+// The kernels of one instruction set: this file is compiled once for each, with TRUENORM_ISA its
 // name.
 
 #include "vector.h"
@@ -12,8 +12,8 @@
 #include "columns_forward.h"
 #include "short_rows.h"
 
-namespace evenkeel {
-namespace EVENKEEL_ISA {
+namespace truenorm {
+namespace TRUENORM_ISA {
 
 template <class T>
 static bool forward_of(const Forward& f) {
@@ -29,27 +29,27 @@ static bool backward_of(const Backward& b) {
 
 // Both return whether there was memory enough.
 bool forward(const Problem& p, const void* x, const void* gamma, const void* beta, void* y,
-             void* statistics, void* variance, const evenkeel_executor* executor) {
+             void* statistics, void* variance, const truenorm_executor* executor) {
   const Forward f{p, x, gamma, beta, y, statistics, variance, executor};
   switch (p.dtype) {
-    case EVENKEEL_FLOAT32: return forward_of<float>(f);
-    case EVENKEEL_FLOAT64: return forward_of<double>(f);
-    case EVENKEEL_BFLOAT16: return forward_of<bfloat16>(f);
+    case TRUENORM_FLOAT32: return forward_of<float>(f);
+    case TRUENORM_FLOAT64: return forward_of<double>(f);
+    case TRUENORM_BFLOAT16: return forward_of<bfloat16>(f);
     default: return forward_of<float16>(f);
   }
 }
 
 bool backward(const Problem& p, const void* x, const void* gamma, const void* dy,
               const void* statistics, void* dx, void* dgamma, void* dbeta,
-              const evenkeel_executor* executor) {
+              const truenorm_executor* executor) {
   const Backward b{p, x, gamma, dy, statistics, dx, dgamma, dbeta, executor};
   switch (p.dtype) {
-    case EVENKEEL_FLOAT32: return backward_of<float>(b);
-    case EVENKEEL_FLOAT64: return backward_of<double>(b);
-    case EVENKEEL_BFLOAT16: return backward_of<bfloat16>(b);
+    case TRUENORM_FLOAT32: return backward_of<float>(b);
+    case TRUENORM_FLOAT64: return backward_of<double>(b);
+    case TRUENORM_BFLOAT16: return backward_of<bfloat16>(b);
     default: return backward_of<float16>(b);
   }
 }
 
-}  // namespace EVENKEEL_ISA
-}  // namespace evenkeel
+}  // namespace TRUENORM_ISA
+}  // namespace truenorm

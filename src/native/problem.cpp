@@ -1,6 +1,6 @@
 #include "problem.h"
 
-namespace evenkeel {
+namespace truenorm {
 namespace {
 
 constexpr int kMostAxes = 32;
@@ -36,8 +36,8 @@ int64_t Strides::offset_in_several(int64_t index) const {
   return sum;
 }
 
-const char* make_problem(const evenkeel_call& call, Problem* problem) {
-  if (call.dtype < EVENKEEL_FLOAT32 || call.dtype > EVENKEEL_FLOAT16) return "unknown dtype";
+const char* make_problem(const truenorm_call& call, Problem* problem) {
+  if (call.dtype < TRUENORM_FLOAT32 || call.dtype > TRUENORM_FLOAT16) return "unknown dtype";
   if (call.rank < 1 || call.rank > kMostAxes) return "the rank of x must be 1 to 32";
   if (call.factor_count < call.rank || call.factor_count > call.rank + 1)
     return "the factors do not fit the rank of x";
@@ -79,8 +79,8 @@ const char* make_problem(const evenkeel_call& call, Problem* problem) {
   if (axis != call.rank - 1) return "the factors must list each axis once, in order";
 
   problem->dtype = call.dtype;
-  problem->centered = call.flags & EVENKEEL_CENTERED;
-  problem->given = call.flags & EVENKEEL_GIVEN;
+  problem->centered = call.flags & TRUENORM_CENTERED;
+  problem->given = call.flags & TRUENORM_GIVEN;
   problem->epsilon = call.epsilon;
   problem->elements = elements;
   int64_t strides[kMostAxes + 1];
@@ -104,4 +104,4 @@ const char* make_problem(const evenkeel_call& call, Problem* problem) {
   return nullptr;
 }
 
-}  // namespace evenkeel
+}  // namespace truenorm

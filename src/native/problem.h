@@ -1,11 +1,11 @@
 // A call with its sizes filled in: the four-axis view, and where each element's gamma is.
 
-#ifndef EVENKEEL_PROBLEM_H
-#define EVENKEEL_PROBLEM_H
+#ifndef TRUENORM_PROBLEM_H
+#define TRUENORM_PROBLEM_H
 
-#include "evenkeel.h"
+#include "truenorm.h"
 
-namespace evenkeel {
+namespace truenorm {
 
 // How far a step along an axis of the view moves in gamma: an axis is merged from factors, of
 // which neighbours that move alike are one.
@@ -50,8 +50,8 @@ struct Problem {
 };
 
 // Fill in a problem. Returns null, or what is wrong with the call.
-const char* make_problem(const evenkeel_call& call, Problem* problem);
+const char* make_problem(const truenorm_call& call, Problem* problem);
 
-}  // namespace evenkeel
+}  // namespace truenorm
 
 #endif

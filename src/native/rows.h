@@ -4,8 +4,8 @@
 // that stays in the cache is read, and written, by one task; a longer one by several, which
 // need a pass for the statistics and one for the result.
 
-namespace evenkeel {
-namespace EVENKEEL_ISA {
+namespace truenorm {
+namespace TRUENORM_ISA {
 
 // A stretch of a row, and the place of its gamma: one number, or as many as elements.
 struct Segment {
@@ -583,5 +583,5 @@ class BackwardRows {
   const bool wanted_, past_;
 };
 
-}  // namespace EVENKEEL_ISA
-}  // namespace evenkeel
+}  // namespace TRUENORM_ISA
+}  // namespace truenorm

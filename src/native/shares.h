@@ -1,15 +1,15 @@
 // Tasks that several threads do together.
 
-#ifndef EVENKEEL_SHARES_H
-#define EVENKEEL_SHARES_H
+#ifndef TRUENORM_SHARES_H
+#define TRUENORM_SHARES_H
 
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
 
-#include "evenkeel.h"
+#include "truenorm.h"
 
-namespace evenkeel {
+namespace truenorm {
 
 // task(context, 0 ... count - 1), in a share for each worker. A worker does its own share
 // first, the same part of the work in every call, which is where its core's cache still has what the
@@ -17,7 +17,7 @@ namespace evenkeel {
 // no other.
 class Shares {
  public:
-  Shares(int64_t count, int64_t workers, evenkeel_task task, void* context)
+  Shares(int64_t count, int64_t workers, truenorm_task task, void* context)
       : count_(count),
         shares_(std::max<int64_t>(1, std::min({workers, count, kMost}))),
         task_(task),
@@ -56,11 +56,11 @@ class Shares {
   int64_t start(int64_t share) const { return count_ * share / shares_; }
 
   const int64_t count_, shares_;
-  const evenkeel_task task_;
+  const truenorm_task task_;
   void* const context_;
   std::atomic<int64_t> next_[kMost];
 };
 
-}  // namespace evenkeel
+}  // namespace truenorm
 
 #endif

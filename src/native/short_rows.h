@@ -1,8 +1,8 @@
 // Short rows: so few elements that a vector would be left half empty. Blocks of them are transposed
 // in the nearest cache, so that a vector holds one element of each of several rows.
 
-namespace evenkeel {
-namespace EVENKEEL_ISA {
+namespace truenorm {
+namespace TRUENORM_ISA {
 
 template <class T>
 class ShortRows {
@@ -240,5 +240,5 @@ class ShortRows {
   const int64_t step_;  // of gamma from element to element
 };
 
-}  // namespace EVENKEEL_ISA
-}  // namespace evenkeel
+}  // namespace TRUENORM_ISA
+}  // namespace truenorm

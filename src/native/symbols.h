@@ -1,8 +1,8 @@
 // Functions of a framework that is already loaded, looked up by name: so a binding builds without
 // the framework, and loads, with a reason, beside one that lacks them.
 
-#ifndef EVENKEEL_SYMBOLS_H
-#define EVENKEEL_SYMBOLS_H
+#ifndef TRUENORM_SYMBOLS_H
+#define TRUENORM_SYMBOLS_H
 
 #if defined(_WIN32)
 #include <windows.h>
@@ -10,7 +10,7 @@
 #include <dlfcn.h>
 #endif
 
-namespace evenkeel {
+namespace truenorm {
 
 class LoadedLibrary {
  public:
@@ -46,12 +46,12 @@ class LoadedLibrary {
   const char* missing_ = nullptr;
 };
 
-}  // namespace evenkeel
+}  // namespace truenorm
 
 #if defined(_WIN32)
-#define EVENKEEL_EXPORT extern "C" __declspec(dllexport)
+#define TRUENORM_EXPORT extern "C" __declspec(dllexport)
 #else
-#define EVENKEEL_EXPORT extern "C" __attribute__((visibility("default")))
+#define TRUENORM_EXPORT extern "C" __attribute__((visibility("default")))
 #endif
 
 #endif

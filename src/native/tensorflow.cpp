@@ -1,8 +1,8 @@
 // The kernels as operations of TensorFlow, through its C interface for operations and kernels,
 // whose functions are declared here and looked up when the library is loaded.
 //
-//     EvenkeelForward(x: T, gamma: S, beta: S) -> y: T, statistics: S
-//     EvenkeelBackward(x: T, gamma: S, dy: T, statistics: S) -> dx: T, dgamma: S, dbeta: S
+//     TruenormForward(x: T, gamma: S, beta: S) -> y: T, statistics: S
+//     TruenormBackward(x: T, gamma: S, dy: T, statistics: S) -> dx: T, dgamma: S, dbeta: S
 //
 // with the attributes factors, groups, epsilon (the bits of a double, since an attribute of type
 // float has fewer) and centered. Shapes are filled in when a kernel runs, so unknown ones need
@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "evenkeel.h"
+#include "truenorm.h"
 #include "symbols.h"
 
 // TensorFlow's opaque types, and the part of its interface that is used.
@@ -75,7 +75,7 @@ const char* look_up() {
                                       "libtensorflow_framework.2.dylib",
                                       "_pywrap_tensorflow_common.dll",
                                       "_pywrap_tensorflow_internal.pyd", nullptr};
-  static evenkeel::LoadedLibrary tensorflow(names);
+  static truenorm::LoadedLibrary tensorflow(names);
   tensorflow.find("TF_NewStatus", &api.new_status);
   tensorflow.find("TF_DeleteStatus", &api.delete_status);
   tensorflow.find("TF_SetStatus", &api.set_status);
@@ -172,10 +172,10 @@ class Tensors {
                              bytes, status_));
   }
 
-  // Whether all went well so far; `wrong` is a status of evenkeel's functions.
+  // Whether all went well so far; `wrong` is a status of truenorm's functions.
   bool good(int wrong = 0) {
     if (wrong && !failed_) {
-      api.set_status(status_, kInternal, (std::string("evenkeel: ") + evenkeel_error()).c_str());
+      api.set_status(status_, kInternal, (std::string("truenorm: ") + truenorm_error()).c_str());
       api.fail(context_, status_);
       failed_ = true;
     }
@@ -205,13 +205,13 @@ std::vector<int64_t> shape_of(const TF_Tensor* tensor) {
   return shape;
 }
 
-evenkeel_call make_call(const Attributes& a, int type, const std::vector<int64_t>& shape) {
-  evenkeel_call call;
-  call.dtype = type == kDouble     ? EVENKEEL_FLOAT64
-               : type == kFloat    ? EVENKEEL_FLOAT32
-               : type == kBFloat16 ? EVENKEEL_BFLOAT16
-                                   : EVENKEEL_FLOAT16;
-  call.flags = a.centered ? EVENKEEL_CENTERED : 0;
+truenorm_call make_call(const Attributes& a, int type, const std::vector<int64_t>& shape) {
+  truenorm_call call;
+  call.dtype = type == kDouble     ? TRUENORM_FLOAT64
+               : type == kFloat    ? TRUENORM_FLOAT32
+               : type == kBFloat16 ? TRUENORM_BFLOAT16
+                                   : TRUENORM_FLOAT16;
+  call.flags = a.centered ? TRUENORM_CENTERED : 0;
   std::memcpy(&call.epsilon, &a.epsilon_bits, sizeof call.epsilon);
   call.groups = a.groups;
   call.rank = static_cast<int32_t>(shape.size());
@@ -227,13 +227,13 @@ void forward(void* attributes, TF_OpKernelContext* context) {
   if (!tensors.good()) return;
   const std::vector<int64_t> shape = shape_of(x);
   const int type = api.type(x);
-  const evenkeel_call call = make_call(*static_cast<Attributes*>(attributes), type, shape);
+  const truenorm_call call = make_call(*static_cast<Attributes*>(attributes), type, shape);
   int64_t groups = 0, parameters = 0;
-  if (!tensors.good(evenkeel_sizes(&call, &groups, &parameters))) return;
+  if (!tensors.good(truenorm_sizes(&call, &groups, &parameters))) return;
   TF_Tensor* y = tensors.output(0, type, shape);
   TF_Tensor* statistics = tensors.output(1, type == kDouble ? kDouble : kFloat, {groups, 3});
   if (!tensors.good()) return;
-  tensors.good(evenkeel_forward(&call, api.data(x), api.data(gamma), api.data(beta), api.data(y),
+  tensors.good(truenorm_forward(&call, api.data(x), api.data(gamma), api.data(beta), api.data(y),
                                 api.data(statistics), nullptr, nullptr));
 }
 
@@ -248,8 +248,8 @@ void backward(void* attributes, TF_OpKernelContext* context) {
   TF_Tensor* dgamma = tensors.output(1, api.type(gamma), parameters);
   TF_Tensor* dbeta = tensors.output(2, api.type(gamma), parameters);
   if (!tensors.good()) return;
-  const evenkeel_call call = make_call(*static_cast<Attributes*>(attributes), type, shape);
-  tensors.good(evenkeel_backward(&call, api.data(x), api.data(gamma), api.data(dy),
+  const truenorm_call call = make_call(*static_cast<Attributes*>(attributes), type, shape);
+  tensors.good(truenorm_backward(&call, api.data(x), api.data(gamma), api.data(dy),
                                  api.data(statistics), api.data(dx), api.data(dgamma),
                                  api.data(dbeta), nullptr));
 }
@@ -295,9 +295,9 @@ bool define(const char* name, const std::vector<const char*>& inputs,
 const char* define_all() {
   if (const char* missing = look_up()) return missing;
   const bool defined =
-      define("EvenkeelForward", {"x: T", "gamma: S", "beta: S"}, {"y: T", "statistics: S"},
+      define("TruenormForward", {"x: T", "gamma: S", "beta: S"}, {"y: T", "statistics: S"},
              forward_shapes, forward) &&
-      define("EvenkeelBackward", {"x: T", "gamma: S", "dy: T", "statistics: S"},
+      define("TruenormBackward", {"x: T", "gamma: S", "dy: T", "statistics: S"},
              {"dx: T", "dgamma: S", "dbeta: S"}, backward_shapes, backward);
   return defined ? nullptr : "room for the operations";
 }
@@ -308,4 +308,4 @@ const char* const missing = define_all();
 }  // namespace
 
 // Null, or the name of what this TensorFlow lacks.
-EVENKEEL_EXPORT const char* evenkeel_tensorflow_missing() { return missing; }
+TRUENORM_EXPORT const char* truenorm_tensorflow_missing() { return missing; }

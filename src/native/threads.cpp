@@ -15,7 +15,7 @@
 #include <pthread.h>
 #endif
 
-namespace evenkeel {
+namespace truenorm {
 namespace {
 
 // Work that a caller has posted; it lies on the caller's stack.
@@ -86,7 +86,7 @@ struct Pool {
 };
 
 int default_thread_count() {
-  if (const char* text = std::getenv("EVENKEEL_NUM_THREADS")) {
+  if (const char* text = std::getenv("TRUENORM_NUM_THREADS")) {
     const int count = std::atoi(text);
     if (count > 0) return count;
   }
@@ -136,7 +136,7 @@ bool set_thread_count(int count) {
   return true;
 }
 
-void run_tasks(const evenkeel_executor* executor, int64_t count, evenkeel_task task,
+void run_tasks(const truenorm_executor* executor, int64_t count, truenorm_task task,
                void* context) {
   if (count > 1 && executor) {
     executor->run(executor->handle, count, task, context);
@@ -151,4 +151,4 @@ void run_tasks(const evenkeel_executor* executor, int64_t count, evenkeel_task t
   for (int64_t index = 0; index < count; ++index) task(context, index);
 }
 
-}  // namespace evenkeel
+}  // namespace truenorm

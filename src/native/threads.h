@@ -1,18 +1,18 @@
 // Threads for the kernels: a pool whose idle threads sleep, which is made again after a fork.
 
-#ifndef EVENKEEL_THREADS_H
-#define EVENKEEL_THREADS_H
+#ifndef TRUENORM_THREADS_H
+#define TRUENORM_THREADS_H
 
-#include "evenkeel.h"
+#include "truenorm.h"
 
-namespace evenkeel {
+namespace truenorm {
 
 // Run task(context, 0 ... count - 1) on the executor's threads, or on the pool's where it is null.
-void run_tasks(const evenkeel_executor* executor, int64_t count, evenkeel_task task, void* context);
+void run_tasks(const truenorm_executor* executor, int64_t count, truenorm_task task, void* context);
 
 int thread_count();
 bool set_thread_count(int count);
 
-}  // namespace evenkeel
+}  // namespace truenorm
 
 #endif

@@ -1,12 +1,12 @@
 // The kernels as operations of PyTorch, through its stable C interface (the "AOTI shim"), whose
-// functions are declared here and looked up when evenkeel_torch_register is called.
+// functions are declared here and looked up when truenorm_torch_register is called.
 //
-//     evenkeel::forward(x, gamma, beta, recipe, groups, epsilon, centered) -> (y, statistics)
-//     evenkeel::backward(x, gamma, dy, statistics, recipe, groups, epsilon, centered)
+//     truenorm::forward(x, gamma, beta, recipe, groups, epsilon, centered) -> (y, statistics)
+//     truenorm::backward(x, gamma, dy, statistics, recipe, groups, epsilon, centered)
 //         -> (dx, dgamma, dbeta)
 //
 // All tensors are contiguous and on the CPU; the Python side sees to that. `recipe` packs the
-// factors of evenkeel.h into one integer, five bits each, the outermost lowest:
+// factors of truenorm.h into one integer, five bits each, the outermost lowest:
 // 1 + part + 3 * run + 12 * varies. Their axes follow from the parts.
 
 #include <atomic>
@@ -14,7 +14,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "evenkeel.h"
+#include "truenorm.h"
 #include "shares.h"
 #include "symbols.h"
 
@@ -49,7 +49,7 @@ struct Api {
 } api;
 
 void check(int32_t status) {
-  if (status) throw std::runtime_error("evenkeel: a call of PyTorch's C interface failed");
+  if (status) throw std::runtime_error("truenorm: a call of PyTorch's C interface failed");
 }
 
 // PyTorch's numbers for the dtypes that the kernels take; they never change.
@@ -61,7 +61,7 @@ class Owned {
   explicit Owned(Value value) { std::memcpy(&tensor_, &value, sizeof tensor_); }
   Owned(int64_t rank, const int64_t* shape, int32_t dtype) {
     int64_t strides[64], stride = 1;
-    if (rank > 64) throw std::runtime_error("evenkeel: x has too many axes");
+    if (rank > 64) throw std::runtime_error("truenorm: x has too many axes");
     for (int64_t i = rank - 1; i >= 0; --i) {
       strides[i] = stride;
       stride *= shape[i] > 0 ? shape[i] : 1;
@@ -111,22 +111,22 @@ std::atomic<bool> forked{false};
 
 // PyTorch cuts the range of its workers as it cuts the elements of its own operations, so a worker
 // finds in its cache what it computed there.
-void run_on_pool(void* handle, int64_t count, evenkeel_task task, void* context) {
+void run_on_pool(void* handle, int64_t count, truenorm_task task, void* context) {
   const int64_t threads = *static_cast<uint32_t*>(handle);
-  evenkeel::Shares shares(count, threads, task, context);
+  truenorm::Shares shares(count, threads, task, context);
   const auto body = [](int64_t worker, int64_t, void* all) {
-    static_cast<evenkeel::Shares*>(all)->work(worker);
+    static_cast<truenorm::Shares*>(all)->work(worker);
   };
   if (threads > 1) api.parallel_for(0, threads < count ? threads : count, 1, body, &shares);
   shares.work(0);
 }
 
-// PyTorch's own threads, as many as torch.set_num_threads says, or null for those of evenkeel.
+// PyTorch's own threads, as many as torch.set_num_threads says, or null for those of truenorm.
 struct Executor {
   uint32_t threads = 1;
-  evenkeel_executor executor{&threads, run_on_pool};
+  truenorm_executor executor{&threads, run_on_pool};
 
-  const evenkeel_executor* get() {
+  const truenorm_executor* get() {
     if (!api.parallel_for || !api.thread_count || api.thread_count(&threads)) return nullptr;
     return threads > 1 && forked ? nullptr : &executor;
   }
@@ -140,18 +140,18 @@ T number(Value value) {
 }
 
 // The call that the last four arguments and x describe.
-struct Call : evenkeel_call {
+struct Call : truenorm_call {
   int64_t unpacked[4 * 12];
 
   Call(const Owned& x, const Value* arguments) {
     switch (x.dtype()) {
-      case kFloat32: dtype = EVENKEEL_FLOAT32; break;
-      case kFloat64: dtype = EVENKEEL_FLOAT64; break;
-      case kBFloat16: dtype = EVENKEEL_BFLOAT16; break;
-      case kFloat16: dtype = EVENKEEL_FLOAT16; break;
-      default: throw std::runtime_error("evenkeel: x is of a dtype that the kernels do not take");
+      case kFloat32: dtype = TRUENORM_FLOAT32; break;
+      case kFloat64: dtype = TRUENORM_FLOAT64; break;
+      case kBFloat16: dtype = TRUENORM_BFLOAT16; break;
+      case kFloat16: dtype = TRUENORM_FLOAT16; break;
+      default: throw std::runtime_error("truenorm: x is of a dtype that the kernels do not take");
     }
-    flags = number<bool>(arguments[3]) ? EVENKEEL_CENTERED : 0;
+    flags = number<bool>(arguments[3]) ? TRUENORM_CENTERED : 0;
     epsilon = number<double>(arguments[2]);
     groups = number<int64_t>(arguments[1]);
     rank = static_cast<int32_t>(x.rank());
@@ -170,21 +170,21 @@ struct Call : evenkeel_call {
     }
   }
 
-  int32_t compute_dtype() const { return dtype == EVENKEEL_FLOAT64 ? kFloat64 : kFloat32; }
+  int32_t compute_dtype() const { return dtype == TRUENORM_FLOAT64 ? kFloat64 : kFloat32; }
 };
 
 void raise(int status) {
-  if (status) throw std::runtime_error(std::string("evenkeel: ") + evenkeel_error());
+  if (status) throw std::runtime_error(std::string("truenorm: ") + truenorm_error());
 }
 
 void forward(Value* stack, uint64_t, uint64_t) {
   const Owned x(stack[0]), gamma(stack[1]), beta(stack[2]);
   const Call call(x, stack + 3);
   int64_t groups, parameters;
-  raise(evenkeel_sizes(&call, &groups, &parameters));
+  raise(truenorm_sizes(&call, &groups, &parameters));
   const int64_t shape[] = {groups, 3};
   Owned y(call.rank, call.shape, x.dtype()), statistics(2, shape, call.compute_dtype());
-  raise(evenkeel_forward(&call, x.data(), gamma.data(), beta.data(), y.data(), statistics.data(),
+  raise(truenorm_forward(&call, x.data(), gamma.data(), beta.data(), y.data(), statistics.data(),
                          nullptr, Executor().get()));
   stack[0] = y.give();
   stack[1] = statistics.give();
@@ -196,7 +196,7 @@ void backward(Value* stack, uint64_t, uint64_t) {
   Owned dx(call.rank, call.shape, x.dtype());
   Owned dgamma(gamma.rank(), gamma.shape(), gamma.dtype());
   Owned dbeta(gamma.rank(), gamma.shape(), gamma.dtype());
-  raise(evenkeel_backward(&call, x.data(), gamma.data(), dy.data(), statistics.data(), dx.data(),
+  raise(truenorm_backward(&call, x.data(), gamma.data(), dy.data(), statistics.data(), dx.data(),
                           dgamma.data(), dbeta.data(), Executor().get()));
   stack[0] = dx.give();
   stack[1] = dgamma.give();
@@ -206,10 +206,10 @@ void backward(Value* stack, uint64_t, uint64_t) {
 }  // namespace
 
 // Define the operations. Returns null, or what is missing. To be called once.
-EVENKEEL_EXPORT const char* evenkeel_torch_register() {
+TRUENORM_EXPORT const char* truenorm_torch_register() {
   static const char* const names[] = {"libtorch_cpu.so", "libtorch_cpu.dylib", "torch_cpu.dll",
                                       nullptr};
-  static evenkeel::LoadedLibrary torch(names);
+  static truenorm::LoadedLibrary torch(names);
   torch.find("aoti_torch_library_init_fragment", &api.library_fragment);
   torch.find("aoti_torch_library_def", &api.library_define);
   torch.find("aoti_torch_library_init_impl", &api.library_of_key);
@@ -234,11 +234,11 @@ EVENKEEL_EXPORT const char* evenkeel_torch_register() {
       std::string("backward(Tensor x, Tensor gamma, Tensor dy, Tensor statistics, ") + options +
           ") -> (Tensor, Tensor, Tensor)"};
   Library definitions, kernels;  // kept: the operations end with the process
-  if (api.library_fragment("evenkeel", __FILE__, __LINE__, &definitions))
+  if (api.library_fragment("truenorm", __FILE__, __LINE__, &definitions))
     return "room for the operations";
   for (const std::string& schema : schemas)
     if (api.library_define(definitions, schema.c_str())) return "the operations' definition";
-  if (api.library_of_key("evenkeel", "CPU", __FILE__, __LINE__, &kernels) ||
+  if (api.library_of_key("truenorm", "CPU", __FILE__, __LINE__, &kernels) ||
       api.library_implement(kernels, "forward", forward) ||
       api.library_implement(kernels, "backward", backward))
     return "the operations' kernels";

@@ -5,11 +5,11 @@
 // instruction sets, maybe one that the machine cannot run.
 
 #if defined(__AVX512F__)
-#define EVENKEEL_BYTES 64
+#define TRUENORM_BYTES 64
 #elif defined(__AVX2__)
-#define EVENKEEL_BYTES 32
+#define TRUENORM_BYTES 32
 #else
-#define EVENKEEL_BYTES 16
+#define TRUENORM_BYTES 16
 #endif
 
 #include <stdint.h>
@@ -19,8 +19,8 @@
 #include <arm_neon.h>
 #endif
 
-namespace evenkeel {
-namespace EVENKEEL_ISA {
+namespace truenorm {
+namespace TRUENORM_ISA {
 
 struct bfloat16 {
   uint16_t bits;
@@ -46,16 +46,16 @@ struct VectorOf {
 
 // The lanes of a vector in which elements of storage type T are computed.
 template <class T>
-constexpr int kLanes = EVENKEEL_BYTES / sizeof(typename Compute<T>::type);
+constexpr int kLanes = TRUENORM_BYTES / sizeof(typename Compute<T>::type);
 template <class T>
 using Vector = typename VectorOf<typename Compute<T>::type, kLanes<T>>::type;
 
-typedef VectorOf<float, EVENKEEL_BYTES / 4>::type Floats;
-typedef VectorOf<double, EVENKEEL_BYTES / 8>::type Doubles;
-typedef VectorOf<float, EVENKEEL_BYTES / 8>::type HalfFloats;  // as many as Doubles
-typedef VectorOf<uint32_t, EVENKEEL_BYTES / 4>::type Words;
-typedef VectorOf<uint16_t, EVENKEEL_BYTES / 4>::type Shorts;
-constexpr int kDoubles = EVENKEEL_BYTES / 8;
+typedef VectorOf<float, TRUENORM_BYTES / 4>::type Floats;
+typedef VectorOf<double, TRUENORM_BYTES / 8>::type Doubles;
+typedef VectorOf<float, TRUENORM_BYTES / 8>::type HalfFloats;  // as many as Doubles
+typedef VectorOf<uint32_t, TRUENORM_BYTES / 4>::type Words;
+typedef VectorOf<uint16_t, TRUENORM_BYTES / 4>::type Shorts;
+constexpr int kDoubles = TRUENORM_BYTES / 8;
 // Numbers that are added in the compute type before double takes over.
 constexpr int64_t kShortSum = 32;
 
@@ -347,5 +347,5 @@ struct WideSum {
   }
 };
 
-}  // namespace EVENKEEL_ISA
-}  // namespace evenkeel
+}  // namespace TRUENORM_ISA
+}  // namespace truenorm

@@ -1,4 +1,4 @@
-"""`evenkeel bench`: what it times is the same normalization, and its arithmetic is right."""
+"""`truenorm bench`: what it times is the same normalization, and its arithmetic is right."""
 
 import json
 import platform
@@ -8,13 +8,13 @@ import keras
 import numpy as np
 import pytest
 
-from evenkeel.benchmark import bench
-from evenkeel.benchmark.candidates import EVENKEEL, FUNCTION, PLAIN, YARDSTICK, candidates, inputs
-from evenkeel.benchmark.cases import DTYPES, KINDS, LAYOUTS, SIZES, Case, choose_cases
-from evenkeel.benchmark.measure import kept_pages, measure
-from evenkeel.benchmark.results import Results, Row
-from evenkeel.cli import main
-from evenkeel.errors import InputError
+from truenorm.benchmark import bench
+from truenorm.benchmark.candidates import FUNCTION, PLAIN, TRUENORM, YARDSTICK, candidates, inputs
+from truenorm.benchmark.cases import DTYPES, KINDS, LAYOUTS, SIZES, Case, choose_cases
+from truenorm.benchmark.measure import kept_pages, measure
+from truenorm.benchmark.results import Results, Row
+from truenorm.cli import main
+from truenorm.errors import InputError
 
 TRAINS = keras.backend.backend() in ("jax", "tensorflow", "torch")
 needs_training = pytest.mark.skipif(not TRAINS, reason="this backend has no gradients")
@@ -39,8 +39,8 @@ def test_every_candidate_computes_the_same(kind, layout, trained):
     case = Case(kind, layout, "small", "float32")
     ((x, dy),) = inputs(case, 1)
     runs = candidates(case, trained)
-    assert {EVENKEEL, PLAIN, YARDSTICK} < runs.keys()
-    expected = arrays(runs[EVENKEEL](x, dy))
+    assert {TRUENORM, PLAIN, YARDSTICK} < runs.keys()
+    expected = arrays(runs[TRUENORM](x, dy))
     assert len(expected) == (2 if trained else 1)
     np.testing.assert_allclose(arrays(runs[YARDSTICK](x, dy))[0], array(x) * 1.01, rtol=1e-6)
     for name, run in runs.items():
@@ -121,17 +121,17 @@ def test_pages_are_kept_inside_the_block():
 
 
 def row(**seconds):
-    names = {"ours": EVENKEEL, "function": FUNCTION, "yardstick": YARDSTICK}
+    names = {"ours": TRUENORM, "function": FUNCTION, "yardstick": YARDSTICK}
     seconds = {names.get(name, name): values for name, values in seconds.items()}
     return Row(Case("group", "last", "small", "float32"), "forward", seconds, {"x": "it fails"})
 
 
 def test_ratios_are_taken_in_the_same_round():
     one = row(ours=[1e-3, 2e-3, 4e-3], Keras=[2e-3, 6e-3, 16e-3])
-    spread = one.milliseconds(EVENKEEL)
+    spread = one.milliseconds(TRUENORM)
     assert (spread.low, spread.median, spread.high) == pytest.approx((1.5, 2, 3))
     assert one.times("Keras").median == pytest.approx(3)
-    assert one.gigabytes(EVENKEEL) == pytest.approx(2 * 32 * 26 * 26 * 10 * 4 / 2e-3 / 1e9)
+    assert one.gigabytes(TRUENORM) == pytest.approx(2 * 32 * 26 * 26 * 10 * 4 / 2e-3 / 1e9)
 
 
 def test_functions_are_compared_with_the_function():
@@ -169,8 +169,8 @@ def test_the_command(tmp_path, capsys):
     assert [one["pass"] for one in found["rows"]] == ["forward", "forward+backward"]
     assert found["facts"]["backend"] == backend
     times = found["rows"][0]["candidates"]
-    assert {EVENKEEL, PLAIN, "Keras", YARDSTICK} <= times.keys()
-    assert times[EVENKEEL]["times_evenkeel"]["median"] == 1
+    assert {TRUENORM, PLAIN, "Keras", YARDSTICK} <= times.keys()
+    assert times[TRUENORM]["times_truenorm"]["median"] == 1
     assert (out / f"bench-{backend}.png").read_bytes().startswith(b"\x89PNG")
 
     assert main(command) == 2

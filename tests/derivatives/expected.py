@@ -4,7 +4,7 @@ import numpy as np
 from keras import ops
 
 from cases import EPSILON, Case
-from evenkeel import reference
+from truenorm import reference
 
 STEP = np.longdouble(1e-6)
 
@@ -40,7 +40,7 @@ class Point:
         self.options = {"epsilon": EPSILON, "centered": case.centered, "mask": full}
 
     def call(self, *inputs):
-        """The case through `evenkeel.ops`."""
+        """The case through `truenorm.ops`."""
         return self.case.call(*inputs, *[None] * (3 - len(inputs)), mask=self.mask)
 
     def _along(self, function):

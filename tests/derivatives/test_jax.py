@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import evenkeel
+import truenorm
 from derivatives.expected import CASES, Point, assert_close
 
 pytestmark = pytest.mark.parametrize("case", CASES, ids=str)
@@ -89,7 +89,7 @@ def test_gradient_penalty_step(case):
 
     gamma = point.inputs[1]
     found = jax.jit(jax.grad(penalty))(gamma)
-    with evenkeel.use_implementation("plain"):
+    with truenorm.use_implementation("plain"):
         plain = jax.jit(jax.grad(penalty))(gamma)
     np.testing.assert_allclose(found, plain, rtol=1e-5, atol=1e-6 * abs(plain).max())
     # By the chain rule: 2 * (d of_x / d gamma) applied to of_x, from the Hessian along of_x.

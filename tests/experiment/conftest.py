@@ -12,7 +12,7 @@ import pytest
 from tiny import arrays
 
 ROOT = pathlib.Path(__file__).parents[2]
-COMMAND = [sys.executable, "-c", "import sys; from evenkeel_cli import main; sys.exit(main())"]
+COMMAND = [sys.executable, "-c", "import sys; from truenorm_cli import main; sys.exit(main())"]
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def npz(tmp_path) -> pathlib.Path:
 
 @pytest.fixture
 def start() -> Callable[..., "subprocess.Popen[str]"]:
-    """Start `evenkeel compare` with these arguments on the backend of this test process."""
+    """Start `truenorm compare` with these arguments on the backend of this test process."""
     started = []
 
     def run(*arguments: object) -> "subprocess.Popen[str]":

@@ -8,8 +8,8 @@ import time
 import keras
 import pytest
 
-import evenkeel
-from evenkeel.cli import main
+import truenorm
+from truenorm.cli import main
 
 TINY = ["--norms", "none,group", "--batch-sizes", "8", "--epochs", "2", "--seeds", "2"]
 # Enough that a kill after the first run comes before the last.
@@ -68,7 +68,7 @@ def test_a_comparison_leaves_a_report_and_is_not_repeated(tmp_path, npz, capsys)
 def test_python_returns_records_and_writes_nothing_without_out(tmp_path, npz, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.iterdir())
-    results = evenkeel.compare(
+    results = truenorm.compare(
         data=npz, model="rnn", norms=["layer", "instance"], batch_sizes=[8], epochs=1, seeds=[3],
         progress=False,
     )  # fmt: skip
@@ -116,7 +116,7 @@ def test_ctrl_c_keeps_what_is_finished_and_a_second_process_is_refused(
     first = start("--data", npz, "--out", out, *TINY, "--epochs", "100000")
     wait_for(first, (out / "settings.json").exists)
     assert compare(npz, out, "--epochs", "100000") == 2
-    assert f"another evenkeel compare works in {out}" in capsys.readouterr().err
+    assert f"another truenorm compare works in {out}" in capsys.readouterr().err
     time.sleep(1)  # well into the first run
     first.send_signal(signal.SIGINT)
     _, error = first.communicate(timeout=60)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from tiny import arrays
 
-from evenkeel.cli import main
-from evenkeel.errors import InputError
-from evenkeel.experiment import DEFAULTS, data
-from evenkeel.experiment.settings import read
+from truenorm.cli import main
+from truenorm.errors import InputError
+from truenorm.experiment import DEFAULTS, data
+from truenorm.experiment.settings import read
 
 
 def load(**changed):
@@ -194,7 +194,7 @@ def test_bad_arguments(name, tmp_path, npz, capsys):
 def refused(capsys, message, *arguments):
     assert main(["compare", *map(str, arguments)]) == 2
     printed = capsys.readouterr()
-    assert printed.err.startswith("evenkeel compare: ")
+    assert printed.err.startswith("truenorm compare: ")
     assert message in printed.err
     assert len(printed.err.splitlines()) == 1
     assert "Traceback" not in printed.err

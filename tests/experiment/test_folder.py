@@ -3,10 +3,10 @@ import os
 
 import pytest
 
-from evenkeel.errors import InputError
-from evenkeel.experiment.folder import hold
-from evenkeel.experiment.runs import Run
-from evenkeel.experiment.settings import read_norms
+from truenorm.errors import InputError
+from truenorm.experiment.folder import hold
+from truenorm.experiment.runs import Run
+from truenorm.experiment.settings import read_norms
 
 IDENTITY = {"settings": {"epochs": 2, "norms": {"none": {}}}, "data_sha256": "ab", "versions": {}}
 RUN, OTHER = (Run(read_norms("group:groups=2", "tutorial")[0], 8, seed) for seed in (0, 1))
@@ -96,7 +96,7 @@ def test_changed_settings_are_refused_and_named(tmp_path):
 def test_one_process_at_a_time(tmp_path):
     with hold(tmp_path, IDENTITY):
         assert_refused(
-            tmp_path, IDENTITY, "another evenkeel compare works in .* wait for it to end"
+            tmp_path, IDENTITY, "another truenorm compare works in .* wait for it to end"
         )
     with hold(tmp_path, IDENTITY):
         pass

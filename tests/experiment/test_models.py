@@ -2,9 +2,9 @@ import keras
 import numpy as np
 import pytest
 
-from evenkeel.errors import InputError
-from evenkeel.experiment import models
-from evenkeel.experiment.settings import MODELS, read_norms
+from truenorm.errors import InputError
+from truenorm.experiment import models
+from truenorm.experiment.settings import MODELS, read_norms
 
 ALL = "none,batch,layer,instance,group,rms"
 
@@ -20,7 +20,7 @@ def test_the_tutorial_model_is_the_tutorials():
     assert names == ["Reshape", "Conv2D", "GroupNormalization", "Flatten", "Dense", "Dropout",
                      "Dense"]  # fmt: skip
     normalization = model.layers[2]
-    assert type(normalization).__module__.startswith("evenkeel.")
+    assert type(normalization).__module__.startswith("truenorm.")
     assert normalization.groups == 5
     assert model.layers[1].output.shape == (None, 6, 7, 10)
     assert model.output_shape == (None, 10)

@@ -3,10 +3,10 @@ import io
 import pytest
 from rich.console import Console
 
-from evenkeel.experiment import DEFAULTS
-from evenkeel.experiment.progress import Lines, Live, Progress, choose
-from evenkeel.experiment.runs import Run
-from evenkeel.experiment.settings import read
+from truenorm.experiment import DEFAULTS
+from truenorm.experiment.progress import Lines, Live, Progress, choose
+from truenorm.experiment.runs import Run
+from truenorm.experiment.settings import read
 
 SETTINGS = read(**{**DEFAULTS, "norms": "none,instance,group:groups=2", "batch_sizes": "2,8",
                    "seeds": 2, "epochs": 4})  # fmt: skip

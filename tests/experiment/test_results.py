@@ -3,10 +3,10 @@ import json
 
 import pytest
 
-from evenkeel.experiment import DEFAULTS
-from evenkeel.experiment.results import Results
-from evenkeel.experiment.runs import Run
-from evenkeel.experiment.settings import read
+from truenorm.experiment import DEFAULTS
+from truenorm.experiment.results import Results
+from truenorm.experiment.runs import Run
+from truenorm.experiment.settings import read
 
 
 def results(accuracies, times=None, epochs=10, not_applicable=None, **changed):

@@ -1,8 +1,8 @@
 import pytest
 
-from evenkeel.errors import InputError
-from evenkeel.experiment import DEFAULTS
-from evenkeel.experiment.settings import read, read_norms
+from truenorm.errors import InputError
+from truenorm.experiment import DEFAULTS
+from truenorm.experiment.settings import read, read_norms
 
 
 def settings(**changed):

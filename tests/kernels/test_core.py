@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from cases import CASES, EPSILON, Case
 from core import CENTERED, GIVEN, Call, Core, address, array, check, load
-from evenkeel import reference
-from evenkeel.view import axes_view, group_view
 from promise import Expected
+from truenorm import reference
+from truenorm.view import axes_view, group_view
 
 pytestmark = [
     pytest.mark.skipif(
@@ -29,7 +29,7 @@ pytestmark = [
     pytest.mark.skipif(load()[0] is None, reason=str(load()[1])),
 ]
 
-ISAS = load()[0].evenkeel_isas().decode().split() if load()[0] else []
+ISAS = load()[0].truenorm_isas().decode().split() if load()[0] else []
 NUMPY = {"float32": np.float32, "float64": np.float64, "float16": np.float16,
          "bfloat16": ml_dtypes.bfloat16}  # fmt: skip
 UNMASKED = [case for case in CASES if case.mask is None]
@@ -39,19 +39,19 @@ UNMASKED = [case for case in CASES if case.mask is None]
 def isa(request):
     """Each instruction set that the machine can run; afterwards the one that was in use."""
     core = load()[0]
-    before = core.evenkeel_isa()
-    check(core.evenkeel_set_isa(request.param.encode()))
+    before = core.truenorm_isa()
+    check(core.truenorm_set_isa(request.param.encode()))
     yield request.param
-    check(core.evenkeel_set_isa(before))
+    check(core.truenorm_set_isa(before))
 
 
 @pytest.fixture
 def threads():
     """Sets the number of threads; afterwards it is what it was."""
     core = load()[0]
-    before = core.evenkeel_threads()
-    yield lambda count: check(core.evenkeel_set_threads(count))
-    check(core.evenkeel_set_threads(before))
+    before = core.truenorm_threads()
+    yield lambda count: check(core.truenorm_set_threads(count))
+    check(core.truenorm_set_threads(before))
 
 
 def draw(case, mean, sd, dtype):
@@ -304,7 +304,7 @@ def problems(draw):
 )
 def test_random_views(problem, dtype, centered, per_sample, isa):
     view, shape = problem
-    check(load()[0].evenkeel_set_isa(isa.encode()))
+    check(load()[0].truenorm_set_isa(isa.encode()))
     rng = np.random.default_rng(0)
     x, dy = rng.standard_normal((2, *shape)).astype(dtype)
     size = view.parameter_shape(shape)
@@ -320,7 +320,7 @@ def test_random_views(problem, dtype, centered, per_sample, isa):
     )
     for one, exact in zip(found, reference.gradient(*wide, view, **options), strict=True):
         np.testing.assert_allclose(one, exact, rtol=1e-3, atol=2e-3 * np.sqrt(1 + x.size / 50))
-    check(load()[0].evenkeel_set_isa(ISAS[0].encode()))
+    check(load()[0].truenorm_set_isa(ISAS[0].encode()))
 
 
 def a_call(**changes):
@@ -356,7 +356,7 @@ def test_a_wrong_call_is_an_error_not_a_crash(changes, message):
     sizes = ctypes.c_int64(), ctypes.c_int64()
     call = a_call(**changes)
     with pytest.raises(ValueError, match=message):
-        check(load()[0].evenkeel_sizes(ctypes.byref(call), *map(ctypes.byref, sizes)))
+        check(load()[0].truenorm_sizes(ctypes.byref(call), *map(ctypes.byref, sizes)))
 
 
 def test_null_and_crooked_pointers_are_errors():
@@ -364,14 +364,14 @@ def test_null_and_crooked_pointers_are_errors():
     x, y, statistics = (np.zeros(n, np.float32) for n in (8, 8, 6))
     rest = (address(y), address(statistics), None, None)
     with pytest.raises(ValueError, match="null pointer"):
-        check(core.evenkeel_forward(ctypes.byref(call), None, None, None, *rest))
+        check(core.truenorm_forward(ctypes.byref(call), None, None, None, *rest))
     crooked = ctypes.c_void_p(x.ctypes.data + 1)
     with pytest.raises(ValueError, match="aligned"):
-        check(core.evenkeel_forward(ctypes.byref(call), crooked, None, None, *rest))
+        check(core.truenorm_forward(ctypes.byref(call), crooked, None, None, *rest))
     with pytest.raises(ValueError, match="instruction set 'z80' is none of those"):
-        check(core.evenkeel_set_isa(b"z80"))
+        check(core.truenorm_set_isa(b"z80"))
     with pytest.raises(ValueError, match="threads must be 1"):
-        check(core.evenkeel_set_threads(0))
+        check(core.truenorm_set_threads(0))
 
 
 def test_two_threads_at_once(threads):
@@ -403,9 +403,9 @@ import sys, threading
 sys.path.insert(0, {tests!r})
 import numpy as np
 from core import Core, load, check
-from evenkeel.view import group_view
+from truenorm.view import group_view
 
-check(load()[0].evenkeel_set_threads(3))
+check(load()[0].truenorm_set_threads(3))
 shape = (2, 200, 200, 16)
 core = Core(group_view(4, 3, 4), shape, "float32", epsilon=1e-3, centered=True)
 x = np.random.default_rng(0).standard_normal(shape).astype("float32")
@@ -454,7 +454,7 @@ def test_processes_end(body, word):
 
 def test_environment_variables():
     code = (
-        "from evenkeel.kernels import library; library.load();"
+        "from truenorm.kernels import library; library.load();"
         "print(library.isa(), library.threads())"
     )
 
@@ -464,6 +464,6 @@ def test_environment_variables():
             env=os.environ | {"KERAS_BACKEND": "numpy"} | variables,
         ).stdout.split()  # fmt: skip
 
-    assert run(EVENKEEL_NUM_THREADS="7")[-1] == "7"
+    assert run(TRUENORM_NUM_THREADS="7")[-1] == "7"
     for name in ISAS:
-        assert run(EVENKEEL_ISA=name)[-2] == name
+        assert run(TRUENORM_ISA=name)[-2] == name

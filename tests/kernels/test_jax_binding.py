@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from evenkeel import native, ops
-from evenkeel.kernels import jax as kernels
+from truenorm import native, ops
+from truenorm.kernels import jax as kernels
 
 pytestmark = pytest.mark.skipif(native.KERNELS is None, reason=str(native.UNAVAILABLE))
 
@@ -69,21 +69,21 @@ def test_vmap_folds_the_mapped_axis(axes):
         for one, other in zip(*map(jax.tree.leaves, mapped), strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
     text = jax.jit(jax.vmap(group, axes)).lower(*stacked).as_text()
-    assert text.count("@evenkeel_forward") == 1
+    assert text.count("@truenorm_forward") == 1
     assert "while" not in text
 
 
 def test_one_call_forward_and_one_backward():
     x, gamma, beta = inputs(4, 5, 7, 6)
     text = jax.jit(jax.grad(loss(None), (0, 1, 2))).lower(x, gamma, beta).compile().as_text()
-    assert text.count('custom_call_target="evenkeel_forward"') == 1
-    assert text.count('custom_call_target="evenkeel_backward"') == 1
+    assert text.count('custom_call_target="truenorm_forward"') == 1
+    assert text.count('custom_call_target="truenorm_backward"') == 1
 
 
 def test_an_exported_program_is_plain():
     x, gamma, beta = inputs(4, 5, 7, 6)
     exported = jax.export.export(jax.jit(jax.grad(loss(None))))(x, gamma, beta)
-    assert "@evenkeel" not in exported.mlir_module()
+    assert "@truenorm" not in exported.mlir_module()
     again = jax.export.deserialize(exported.serialize())
     np.testing.assert_allclose(
         again.call(x, gamma, beta), jax.grad(loss("plain"))(x, gamma, beta), rtol=1e-4, atol=1e-4
@@ -93,7 +93,7 @@ def test_an_exported_program_is_plain():
 def test_other_platforms_are_lowered_to_plain():
     x, *_ = inputs(4, 5, 7, 6)
     exported = jax.export.export(jax.jit(group), platforms=["cuda"])(x)
-    assert "@evenkeel" not in exported.mlir_module()
+    assert "@truenorm" not in exported.mlir_module()
 
 
 def test_reasons():
@@ -123,7 +123,7 @@ def test_nothing_of_x_s_size_is_kept_besides_x():
 SHARDED = """
 import numpy as np, jax, jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from evenkeel import ops
+from truenorm import ops
 
 assert jax.device_count() == 4
 mesh = Mesh(np.array(jax.devices()), ("batch",))
@@ -140,7 +140,7 @@ split, whole = put(x, "batch"), (put(gamma), put(beta))
 def check(function, arguments, plain_arguments, gathers):
     compiled = jax.jit(function).lower(*arguments).compile()
     text = compiled.as_text()
-    assert "evenkeel" in text
+    assert "truenorm" in text
     assert ("all-gather" in text) == gathers, text
     close(compiled(*arguments), jax.jit(function)(*plain_arguments))
     return text

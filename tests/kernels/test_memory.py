@@ -7,7 +7,7 @@ import sys
 import keras
 import pytest
 
-from evenkeel import native
+from truenorm import native
 
 pytestmark = [
     pytest.mark.skipif(native.KERNELS is None, reason=str(native.UNAVAILABLE)),
@@ -16,7 +16,7 @@ pytestmark = [
 MIB = 256
 # dy is the gradient of sum(y * dy), as a loss function makes it, so the step holds y, dy and dx.
 PROGRAM = f"""
-import re, keras, evenkeel
+import re, keras, truenorm
 
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
@@ -35,7 +35,7 @@ before = peak()
 result = step(x, gamma, beta)
 print(peak() - before)
 """
-NORMALIZE = "evenkeel.ops.group_normalization(x, gamma, beta, groups=8, implementation='native')"
+NORMALIZE = "truenorm.ops.group_normalization(x, gamma, beta, groups=8, implementation='native')"
 STEPS = {
     "jax": f"""import jax
     @jax.jit

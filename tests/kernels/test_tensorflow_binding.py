@@ -11,8 +11,8 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.framework.config import disable_op_determinism
 
-import evenkeel
-from evenkeel import native, ops
+import truenorm
+from truenorm import native, ops
 
 pytestmark = pytest.mark.skipif(native.KERNELS is None, reason=str(native.UNAVAILABLE))
 
@@ -39,7 +39,7 @@ def operations(function, *arguments):
 def test_graphs_with_unknown_sizes(spec):
     function = tf.function(lambda x: group(x, implementation="native"))
     signature = tf.TensorSpec(spec, tf.float32)
-    assert "EvenkeelForward" in operations(function, signature)
+    assert "TruenormForward" in operations(function, signature)
     assert function.get_concrete_function(signature).output_shapes.as_list() == list(spec)
     for samples in (1, 2):
         x, *_ = inputs(2, 4, 5, 6)
@@ -90,7 +90,7 @@ def test_xla_takes_plain(nested):
 
     inner = {"directly": group, "inner function": tf.function(group), "loop": loop}[nested]
     function = tf.function(lambda x: inner(x), jit_compile=True)
-    assert not any("Evenkeel" in one for one in operations(function, x))
+    assert not any("Truenorm" in one for one in operations(function, x))
     expected = group(group(x)) if nested == "loop" else group(x)
     np.testing.assert_allclose(function(x), expected, atol=1e-5)
     refused = tf.function(lambda x: group(x, implementation="native"), jit_compile=True)
@@ -101,15 +101,15 @@ def test_xla_takes_plain(nested):
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_fit(jit_compile):
     disable_op_determinism()  # `compare` turns it on for good, and Keras then refuses XLA
-    layers = [keras.Input((6, 4)), evenkeel.GroupNormalization(2), keras.layers.Flatten()]
+    layers = [keras.Input((6, 4)), truenorm.GroupNormalization(2), keras.layers.Flatten()]
     model = keras.Sequential([*layers, keras.layers.Dense(1)])
     model.compile("sgd", "mse", jit_compile=jit_compile)
     history = model.fit(np.ones((8, 6, 4)) + np.arange(4), np.ones((8, 1)), verbose=0, epochs=3)
     assert history.history["loss"][-1] < history.history["loss"][0]
 
 
-def test_a_server_needs_no_evenkeel(tmp_path):
-    model = keras.Sequential([keras.Input((None, 8)), evenkeel.GroupNormalization(4)])
+def test_a_server_needs_no_truenorm(tmp_path):
+    model = keras.Sequential([keras.Input((None, 8)), truenorm.GroupNormalization(4)])
     x = np.random.default_rng(0).standard_normal((2, 5, 8)).astype("float32")
     expected = model.predict(x, verbose=0)  # traced once before it is saved
     np.save(tmp_path / "x.npy", x)
@@ -122,7 +122,7 @@ def test_a_server_needs_no_evenkeel(tmp_path):
         "np.save('y0.npy', exported.serve(x))\n"
         "run = saved.signatures['serving_default']\n"
         "np.save('y1.npy', list(run(tf.constant(x)).values())[0])\n"
-        "assert 'evenkeel' not in sys.modules\n"
+        "assert 'truenorm' not in sys.modules\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=os.environ
@@ -144,8 +144,8 @@ def test_which_operations_keep_what():
         return tape.gradient(y, x)
 
     graph = gradient.get_concrete_function(x, gamma, beta).graph
-    (forward,) = (one for one in graph.get_operations() if one.type == "EvenkeelForward")
-    (backward,) = (one for one in graph.get_operations() if one.type == "EvenkeelBackward")
+    (forward,) = (one for one in graph.get_operations() if one.type == "TruenormForward")
+    (backward,) = (one for one in graph.get_operations() if one.type == "TruenormBackward")
     assert backward.inputs[0] is forward.inputs[0]
     assert backward.inputs[3] is forward.outputs[1]
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 
-import evenkeel
-from evenkeel import native, ops
+import truenorm
+from truenorm import native, ops
 
 pytestmark = pytest.mark.skipif(native.KERNELS is None, reason=str(native.UNAVAILABLE))
 
@@ -59,7 +59,7 @@ def test_memory_layouts(layout):
 
 
 def test_a_layer_keeps_channels_last():
-    layer = evenkeel.GroupNormalization(groups=3, axis=1, implementation="native")
+    layer = truenorm.GroupNormalization(groups=3, axis=1, implementation="native")
     x = torch.randn(4, 6, 5, 7).to(memory_format=torch.channels_last)
     layer.build(x.shape)
     assert layer(x).is_contiguous(memory_format=torch.channels_last)
@@ -140,7 +140,7 @@ def test_compile_keeps_the_native_operations(dynamic):
         found = torch.autograd.grad(traced(x, gamma, beta), (x, gamma, beta), dy)
         expected = torch.autograd.grad(group(x, gamma, beta), (x, gamma, beta), dy)
         assert_same(found, expected)
-    for name in ("evenkeel.forward.default", "evenkeel.backward.default"):
+    for name in ("truenorm.forward.default", "truenorm.backward.default"):
         assert name in recorder.called
     torch.compiler.reset()
 
@@ -153,7 +153,7 @@ def test_export_uses_plain(strict):
 
     x = torch.randn(4, 6, 5)
     program = torch.export.export(Module(), (x,), strict=strict)
-    assert "evenkeel" not in str(program.graph_module.code)
+    assert "truenorm" not in str(program.graph_module.code)
     assert_same([program.module()(x)], [group(x)])
 
 
@@ -216,7 +216,7 @@ def test_fit_and_a_forked_loader():
     )
     assert len(list(loader)) == 4
     model = keras.Sequential(
-        [keras.Input((6, 4)), evenkeel.GroupNormalization(2, implementation="native"),
+        [keras.Input((6, 4)), truenorm.GroupNormalization(2, implementation="native"),
          keras.layers.Flatten(), keras.layers.Dense(1)]
     )  # fmt: skip
     model.compile("sgd", "mse")
@@ -227,7 +227,7 @@ def test_fit_and_a_forked_loader():
 SCRIPT = """
 import os, signal, threading
 import numpy as np, torch
-from evenkeel import ops
+from truenorm import ops
 
 torch.set_num_threads(2)
 x = torch.randn(2, 16, 200, 200)

@@ -7,16 +7,16 @@ import keras
 import numpy as np
 from keras import ops
 
-import evenkeel
-from evenkeel import reference
-from evenkeel.ops import build_view
+import truenorm
+from truenorm import reference
+from truenorm.ops import build_view
 
 # Group normalization's groups must divide the channels, which in these tests are even.
 MAKERS: dict[str, Callable[..., Any]] = {
-    "group": lambda **options: evenkeel.GroupNormalization(**{"groups": 2, **options}),
-    "instance": evenkeel.InstanceNormalization,
-    "layer": evenkeel.LayerNormalization,
-    "rms": evenkeel.RMSNormalization,
+    "group": lambda **options: truenorm.GroupNormalization(**{"groups": 2, **options}),
+    "instance": truenorm.InstanceNormalization,
+    "layer": truenorm.LayerNormalization,
+    "rms": truenorm.RMSNormalization,
 }
 # Keras' own layers with the same weights.
 KERAS_MAKERS: dict[str, Callable[..., Any]] = {

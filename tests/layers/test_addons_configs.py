@@ -1,11 +1,11 @@
-"""Configs that TensorFlow Addons 0.23 wrote open as evenkeel's layers."""
+"""Configs that TensorFlow Addons 0.23 wrote open as truenorm's layers."""
 
 import warnings
 
 import keras
 import pytest
 
-import evenkeel
+import truenorm
 
 
 def initializer(name, config=None):
@@ -51,7 +51,7 @@ INSTANCE = [
 
 @pytest.mark.parametrize("config", GROUP, ids=lambda config: config["name"])
 def test_group_normalization(config):
-    layer = evenkeel.GroupNormalization.from_config(dict(config))
+    layer = truenorm.GroupNormalization.from_config(dict(config))
     for key in ("name", "groups", "axis", "epsilon", "center", "scale", "trainable"):
         assert getattr(layer, key) == config[key]
     assert layer.dtype == "float32"
@@ -64,7 +64,7 @@ def test_group_normalization(config):
 def test_instance_normalization(config):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        layer = evenkeel.InstanceNormalization.from_config(dict(config))
+        layer = truenorm.InstanceNormalization.from_config(dict(config))
     for key in ("name", "axis", "epsilon", "center", "scale", "trainable"):
         assert getattr(layer, key) == config[key]
     assert layer.groups == -1
@@ -87,19 +87,19 @@ def check_initializers(layer):
 
 def test_a_groups_argument_of_instance_normalization_is_ignored_with_a_warning():
     with pytest.warns(UserWarning, match=r"ignores groups=8: .* Use GroupNormalization") as caught:
-        layer = evenkeel.InstanceNormalization(groups=8)
+        layer = truenorm.InstanceNormalization(groups=8)
     assert caught[0].filename == __file__
     assert layer.groups == -1
     layer.build((None, 4, 4))
     assert "groups" not in layer.get_config()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert evenkeel.InstanceNormalization(groups=-1).groups == -1
+        assert truenorm.InstanceNormalization(groups=-1).groups == -1
 
 
 @pytest.mark.parametrize(("cls", "configs"), [("GroupNormalization", GROUP)])
 def test_the_config_written_again_differs_only_in_the_format_of_the_dtype(cls, configs):
     for config in configs:
-        again = getattr(evenkeel, cls).from_config(dict(config)).get_config()
+        again = getattr(truenorm, cls).from_config(dict(config)).get_config()
         assert again.pop("dtype")["config"]["name"] == config["dtype"]
         assert again == {key: value for key, value in config.items() if key != "dtype"}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from kinds import KERAS_MAKERS, MAKERS, RICH_OPTIONS, make
 
-import evenkeel
+import truenorm
 
 GROUP_DEFAULTS = {
     "groups": 32,
@@ -42,9 +42,9 @@ SHAPE = (2, 6, 4, 8)
 @pytest.mark.parametrize(
     ("cls", "defaults"),
     [
-        (evenkeel.GroupNormalization, GROUP_DEFAULTS),
-        (evenkeel.LayerNormalization, LAYER_DEFAULTS),
-        (evenkeel.RMSNormalization, RMS_DEFAULTS),
+        (truenorm.GroupNormalization, GROUP_DEFAULTS),
+        (truenorm.LayerNormalization, LAYER_DEFAULTS),
+        (truenorm.RMSNormalization, RMS_DEFAULTS),
     ],
 )
 def test_arguments_their_order_and_defaults(cls, defaults):
@@ -59,12 +59,12 @@ def test_arguments_their_order_and_defaults(cls, defaults):
 
 
 def test_instance_normalization_has_the_defaults_of_group_normalization_without_groups():
-    layer = evenkeel.InstanceNormalization()
-    given = evenkeel.InstanceNormalization(**LAYER_DEFAULTS)
+    layer = truenorm.InstanceNormalization()
+    given = truenorm.InstanceNormalization(**LAYER_DEFAULTS)
     assert without_name(layer.get_config()) == without_name(given.get_config())
     assert "groups" not in layer.get_config()
     assert layer.groups == -1
-    assert list(inspect.signature(evenkeel.InstanceNormalization).parameters)[:2] == [
+    assert list(inspect.signature(truenorm.InstanceNormalization).parameters)[:2] == [
         "axis",
         "epsilon",
     ]
@@ -129,7 +129,7 @@ def test_use_mask_and_implementation_are_in_the_config_only_where_they_were_set(
 
 
 def test_groups_minus_one_stays_minus_one():
-    layer = evenkeel.GroupNormalization(groups=-1)
+    layer = truenorm.GroupNormalization(groups=-1)
     layer.build(SHAPE)
     assert layer.groups == -1
     assert layer.get_config()["groups"] == -1
@@ -195,7 +195,7 @@ def test_weights_of_several_axes_have_keras_shapes(axis):
 
 def test_several_axes_have_weights_in_ascending_order_of_the_axes():
     for axis in ([3, 1], [1, 3], [-1, 1]):
-        layer = evenkeel.LayerNormalization(axis=axis)
+        layer = truenorm.LayerNormalization(axis=axis)
         layer.build(SHAPE)
         assert layer.gamma.shape == layer.beta.shape == (6, 8)
 
@@ -237,7 +237,7 @@ def test_bad_lists_of_axes_are_refused_at_construction(kind, axis, error, messag
         make(kind, axis=axis)
 
 
-@pytest.mark.parametrize("cls", [evenkeel.GroupNormalization, evenkeel.InstanceNormalization])
+@pytest.mark.parametrize("cls", [truenorm.GroupNormalization, truenorm.InstanceNormalization])
 def test_a_list_of_channel_axes_is_refused_at_construction(cls):
     with pytest.raises(
         TypeError, match=r"axis=\[1, 2\] must be one integer.*use layer normalization"
@@ -256,7 +256,7 @@ def test_a_list_of_channel_axes_is_refused_at_construction(cls):
 )
 def test_bad_groups_are_refused_at_construction(groups, error, message):
     with pytest.raises(error, match=message):
-        evenkeel.GroupNormalization(groups=groups)
+        truenorm.GroupNormalization(groups=groups)
 
 
 def test_groups_that_do_not_divide_are_refused_at_build():
@@ -265,9 +265,9 @@ def test_groups_that_do_not_divide_are_refused_at_build():
         r"\(1, 2, 4, 8\), or groups=-1"
     )
     with pytest.raises(ValueError, match=message):
-        evenkeel.GroupNormalization(groups=5).build(SHAPE)
+        truenorm.GroupNormalization(groups=5).build(SHAPE)
     with pytest.raises(ValueError, match=r"groups=32 does not divide the 8 channels"):
-        evenkeel.GroupNormalization()(np.zeros(SHAPE, "float32"))
+        truenorm.GroupNormalization()(np.zeros(SHAPE, "float32"))
 
 
 @pytest.mark.parametrize("kind", MAKERS)

@@ -8,13 +8,13 @@ import pytest
 from keras import ops
 from kinds import RICH_OPTIONS
 
-import evenkeel
-from evenkeel import FilterResponseNormalization, reference
-from evenkeel.ops import build_view
+import truenorm
 from gradients import value_and_gradients
+from truenorm import FilterResponseNormalization, reference
+from truenorm.ops import build_view
 
 BACKEND = keras.backend.backend()
-HAS_KERNELS = evenkeel.native.KERNELS is not None
+HAS_KERNELS = truenorm.native.KERNELS is not None
 # Shapes with the axes over which the mean is taken, and the channel axis that they leave.
 LAYOUTS = [
     ((3, 4, 5, 6), [1, 2], 3),
@@ -109,7 +109,7 @@ def test_native_is_what_is_chosen_without_a_learned_epsilon(learned, rng, monkey
     if not HAS_KERNELS:
         pytest.skip("this build has no native kernels")
     used = []
-    for module in (evenkeel.native, evenkeel.plain):
+    for module in (truenorm.native, truenorm.plain):
         monkeypatch.setattr(
             module,
             "normalize",
@@ -119,7 +119,7 @@ def test_native_is_what_is_chosen_without_a_learned_epsilon(learned, rng, monkey
         )
     layer = make((2, 3, 4, 5), rng, learned_epsilon=learned)
     layer(rng.normal(size=(2, 3, 4, 5)).astype("float32"))
-    assert used == ["evenkeel.plain" if learned else "evenkeel.native"]
+    assert used == ["truenorm.plain" if learned else "truenorm.native"]
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
@@ -331,7 +331,7 @@ def test_axes_that_make_no_sense_are_refused_at_build(axis, shape, message):
     with pytest.raises(ValueError, match=message):
         FilterResponseNormalization(axis=axis).build(shape)
     with pytest.raises(ValueError, match=message):
-        evenkeel.ops.filter_response_normalization(np.zeros(shape, "float32"), axis=axis)
+        truenorm.ops.filter_response_normalization(np.zeros(shape, "float32"), axis=axis)
 
 
 def test_an_unknown_number_of_channels_is_refused_at_build():
@@ -346,7 +346,7 @@ def test_an_unknown_number_of_channels_is_refused_at_build():
 def test_the_function_in_a_functional_model(rng, tmp_path):
     gamma, beta = rng.uniform(-2, 2, (2, 3)).astype("float32")
     inputs = keras.Input((None, 3))
-    y = evenkeel.ops.filter_response_normalization(inputs, gamma, beta, axis=1, epsilon=0.1)
+    y = truenorm.ops.filter_response_normalization(inputs, gamma, beta, axis=1, epsilon=0.1)
     model = keras.Model(inputs, y)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from evenkeel import PoincareNormalize
 from gradients import value_and_gradients
+from truenorm import PoincareNormalize
 
 AXES = [1, -1, [1, 2], (2, 1), 0, None]
 

@@ -7,14 +7,14 @@ from addons_cases import cases, split
 from keras import ops
 from kinds import assert_close
 
-import evenkeel
+import truenorm
 from gradients import value_and_gradients
 
 CASES = cases("addons_spectral_normalization.npz")
 
 
 def wrap(layer, **options):
-    return evenkeel.SpectralNormalization(layer, **options)
+    return truenorm.SpectralNormalization(layer, **options)
 
 
 def numpy(value):

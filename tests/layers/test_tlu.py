@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from evenkeel import TLU
 from gradients import value_and_gradients
+from truenorm import TLU
 
 HALF = {"mixed_float16": 2.0**-11, "mixed_bfloat16": 2.0**-8}
 

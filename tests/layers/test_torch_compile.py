@@ -6,8 +6,8 @@ import pytest
 from keras import ops
 from kinds import MAKERS, assert_close, expected, make, randomize
 
-import evenkeel
-from evenkeel import native
+import truenorm
+from truenorm import native
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "torch", reason="torch.compile is PyTorch's"
@@ -39,7 +39,7 @@ def test_a_layer_with_and_without_a_mask(kind, rng, compile_whole):
 
 @pytest.mark.parametrize("learned", [False, True])
 def test_filter_response_normalization(learned, rng, compile_whole):
-    layer = evenkeel.FilterResponseNormalization(axis=1, learned_epsilon=learned)
+    layer = truenorm.FilterResponseNormalization(axis=1, learned_epsilon=learned)
     x = rng.normal(0.5, 2, (3, 6, 4)).astype("float32")
     layer.build(x.shape)
     randomize(layer, rng)
@@ -62,11 +62,11 @@ def test_layers_of_different_views_and_inputs_of_different_sizes(rng, compile_wh
 
 def test_an_axis_that_is_an_argument_of_the_compiled_function(rng, compile_whole):
     traced = compile_whole(
-        lambda x, gamma, axis: evenkeel.ops.layer_normalization(x, gamma, axis=axis)
+        lambda x, gamma, axis: truenorm.ops.layer_normalization(x, gamma, axis=axis)
     )
     x = rng.normal(0.5, 2, (3, 5, 6, 4)).astype("float32")
     for axis in (1, 2, 3, -3):
-        layer = evenkeel.LayerNormalization(axis=axis, center=False)
+        layer = truenorm.LayerNormalization(axis=axis, center=False)
         layer.build(x.shape)
         randomize(layer, rng)
         gamma = layer.gamma.value.detach()
@@ -93,8 +93,8 @@ def test_gradients(kind, rng, compile_whole):
 def test_use_implementation_compiles_again(monkeypatch, compile_whole):
     monkeypatch.setattr(native, "unsupported", lambda *call, **options: None)
     monkeypatch.setattr(native, "normalize", lambda x, *call, **options: x * 0 + 7)
-    traced = compile_whole(lambda x: evenkeel.ops.layer_normalization(x))
+    traced = compile_whole(lambda x: truenorm.ops.layer_normalization(x))
     x = ops.convert_to_tensor(np.arange(24, dtype="float32").reshape(2, 3, 4))
-    with evenkeel.use_implementation("plain"):
+    with truenorm.use_implementation("plain"):
         assert np.all(ops.convert_to_numpy(traced(x)) < 7)
     assert np.all(ops.convert_to_numpy(traced(x)) == 7)

@@ -7,7 +7,7 @@ from addons_cases import cases, split
 from keras import ops
 from kinds import assert_close
 
-import evenkeel
+import truenorm
 from gradients import value_and_gradients
 
 BACKEND = keras.backend.backend()
@@ -36,7 +36,7 @@ WITH_BIAS = [name for name in LAYERS if name not in ("embedding", "gru")]
 
 
 def wrap(layer, **options):
-    return evenkeel.WeightNormalization(layer, **options)
+    return truenorm.WeightNormalization(layer, **options)
 
 
 def batch(name, rng):

@@ -10,13 +10,13 @@ from addons_cases import DATA
 from keras import ops
 from kinds import assert_close
 
-import evenkeel
+import truenorm
 from processes import TRAINING_BACKENDS, installed, run_python
 
 BACKEND = keras.backend.backend()
 WRAPPERS = {
-    "weight": evenkeel.WeightNormalization,
-    "spectral": evenkeel.SpectralNormalization,
+    "weight": truenorm.WeightNormalization,
+    "spectral": truenorm.SpectralNormalization,
 }
 ADDONS = {f"Addons>{one.__name__}": one for one in WRAPPERS.values()}
 both = pytest.mark.parametrize("kind", WRAPPERS)
@@ -317,7 +317,7 @@ def test_the_config_is_the_same_before_and_after_build(kind):
     assert again.layer.name == "inner"
     assert again.layer.get_config() == wrapper.layer.get_config()
     assert all(getattr(again, key) == value for key, value in options.items())
-    name = f"evenkeel>{WRAPPERS[kind].__name__}"
+    name = f"truenorm>{WRAPPERS[kind].__name__}"
     assert keras.saving.get_registered_object(name) is WRAPPERS[kind]
     assert before.keys() == {"name", "trainable", "dtype", "layer", *(options or {})}
 
@@ -373,7 +373,7 @@ def test_models_that_addons_saved(suffix, rng):
         model.fit(x, y, verbose=0)
 
 
-def test_weights_of_addons_in_a_model_of_evenkeel(tmp_path):
+def test_weights_of_addons_in_a_model_of_truenorm(tmp_path):
     with np.load(DATA / "addons_wrappers.npz") as arrays:
         x, y = arrays["x"], arrays["y"]
     loaded = keras.models.load_model(
@@ -398,7 +398,7 @@ def wrappers_in(model):
 LOAD = """
 import sys
 import keras, numpy as np
-import evenkeel
+import truenorm
 path, x, result = sys.argv[1:]
 model = keras.models.load_model(path, compile=False)
 model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=False)
@@ -417,8 +417,8 @@ def test_another_backend_goes_on_after_the_first_step(rng, tmp_path):
     model = keras.Sequential(
         [
             keras.Input((4,)),
-            evenkeel.WeightNormalization(keras.layers.Dense(5, activation="tanh")),
-            evenkeel.SpectralNormalization(keras.layers.Dense(3)),
+            truenorm.WeightNormalization(keras.layers.Dense(5, activation="tanh")),
+            truenorm.SpectralNormalization(keras.layers.Dense(3)),
         ]
     )
     model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=False)

@@ -5,10 +5,10 @@ import zipfile
 import keras
 import numpy as np
 
-from evenkeel import reference
-from evenkeel.ops import build_view
 from migrate.conftest import DATA
 from promise import FORWARD
+from truenorm import reference
+from truenorm.ops import build_view
 
 SMALL = [
     "small_filter_response_normalization",

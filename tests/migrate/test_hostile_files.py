@@ -8,17 +8,17 @@ import zipfile
 import keras
 import pytest
 
-import evenkeel
-from evenkeel.errors import InputError
-from evenkeel.migrate import checkpoint, files
-from evenkeel.migrate.configs import Conversion
+import truenorm
+from truenorm.errors import InputError
+from truenorm.migrate import checkpoint, files
+from truenorm.migrate.configs import Conversion
 
 h5py = pytest.importorskip("h5py")
 
 
 def refused(path, match):
     with pytest.raises(InputError, match=match):
-        evenkeel.load_model(path)
+        truenorm.load_model(path)
 
 
 @pytest.mark.parametrize("form", ["a.h5", "a.keras", "a.txt"])
@@ -276,14 +276,14 @@ def test_twisted_configs_become_a_model_or_an_error(name, addons, monkeypatch):
         training = saved.config.get("compile_config")
         saved.training = training if isinstance(training, dict) else None
         try:
-            model, _, _ = evenkeel.migrate.load("it", None, True, True)
+            model, _, _ = truenorm.migrate.load("it", None, True, True)
         except InputError:
             continue
         assert isinstance(model, keras.Model)
 
 
 def test_the_reader_in_the_other_process_says_what_it_cannot_survive(monkeypatch, tmp_path):
-    from evenkeel.migrate import hdf5
+    from truenorm.migrate import hdf5
 
     program = tmp_path / "crash.py"
     program.write_text("import os; os.kill(os.getpid(), 11)")

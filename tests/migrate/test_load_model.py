@@ -8,10 +8,10 @@ import keras
 import numpy as np
 import pytest
 
-import evenkeel
-from evenkeel.errors import InputError
-from evenkeel.layers.base import NormalizationLayer
+import truenorm
 from migrate.models import MADE, MODELS, SMALL, error, every, outputs, predict, promised
+from truenorm.errors import InputError
+from truenorm.layers.base import NormalizationLayer
 
 # The next training step of the others is Keras 2's, to rounding: these have an optimizer that was
 # dropped, or spectral normalization, which has another gradient.
@@ -24,7 +24,7 @@ def load(path):
     with warnings.catch_warnings():
         if path.parent.name in ("addons_optimizer", "legacy_optimizer"):
             warnings.simplefilter("ignore", UserWarning)  # see test_training.py
-        return evenkeel.load_model(path)
+        return truenorm.load_model(path)
 
 
 @pytest.mark.parametrize("name", [*SMALL, *MADE])
@@ -84,7 +84,7 @@ def without_seeds(config):
 @pytest.mark.parametrize(("name", "form"), every([*SMALL, *MADE], ("model.h5",)))
 def test_each_normalization_is_within_twice_the_promise(name, form, addons, stored):
     io = stored(name)
-    model = evenkeel.load_model(addons(name) / form, compile=False)
+    model = truenorm.load_model(addons(name) / form, compile=False)
     if "tfa_in_0" in io:
         first = model.layers[0]
         io |= {f"{first.name}/in": io["tfa_in_0"], f"{first.name}/out": io["tfa_out_0"]}
@@ -103,7 +103,7 @@ def test_each_normalization_is_within_twice_the_promise(name, form, addons, stor
 def test_half_precision_comes_along(addons, stored):
     io = stored("mixed")
     for form in ("model.h5", "model.keras"):
-        model = evenkeel.load_model(addons("mixed") / form)
+        model = truenorm.load_model(addons("mixed") / form)
         assert model.layers[0].compute_dtype == "float16"
         assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
         assert error(predict(model, io["x"]), outputs(io)) <= 2e-3
@@ -113,7 +113,7 @@ def test_half_precision_comes_along(addons, stored):
 
 
 def test_layers_keep_their_names_and_arguments(addons):
-    model = evenkeel.load_model(addons("arguments") / "model.h5", compile=False)
+    model = truenorm.load_model(addons("arguments") / "model.h5", compile=False)
     first, second, third, fourth, fifth = model.layers[:5]
     assert [one.name for one in model.layers[:2]] == [
         "group_normalization",
@@ -132,14 +132,14 @@ def test_layers_keep_their_names_and_arguments(addons):
 
 
 def test_keras_own_group_normalization_stays_keras_own(addons):
-    model = evenkeel.load_model(addons("keras_layers") / "model.keras", compile=False)
+    model = truenorm.load_model(addons("keras_layers") / "model.keras", compile=False)
     kinds = [type(one) for one in model.layers]
     assert keras.layers.GroupNormalization in kinds
-    assert evenkeel.GroupNormalization in kinds
+    assert truenorm.GroupNormalization in kinds
 
 
 def test_masks_pass_layers_whose_statistics_ignore_them(addons):
-    model = evenkeel.load_model(addons("masked") / "model.h5", compile=False)
+    model = truenorm.load_model(addons("masked") / "model.h5", compile=False)
     norms = [one for one in model.layers if isinstance(one, NormalizationLayer)]
     assert len(norms) == 2
     assert all(one.supports_masking and not one.use_mask for one in norms)
@@ -148,12 +148,12 @@ def test_masks_pass_layers_whose_statistics_ignore_them(addons):
 @pytest.mark.parametrize("form", ["model.h5", "model.keras"])
 def test_all_layers_that_cannot_be_mapped_are_named_at_once(form, addons):
     with pytest.raises(InputError) as caught:
-        evenkeel.load_model(addons("custom") / form)
+        truenorm.load_model(addons("custom") / form)
     assert str(caught.value) == (
-        "Keras 3 and evenkeel have no counterpart to inner/shift_inside (mine>Shift); timed/layer "
+        "Keras 3 and truenorm have no counterpart to inner/shift_inside (mine>Shift); timed/layer "
         "(mine>Shift); maxout (Addons>Maxout); tf.__operators__.add (TFOpLambda: "
         "__operators__.add). "
-        "Pass custom_objects={NAME: a Keras 3 class or function} to evenkeel.load_model for those "
+        "Pass custom_objects={NAME: a Keras 3 class or function} to truenorm.load_model for those "
         "that "
         "you have."
     )
@@ -200,7 +200,7 @@ class AddLambda(keras.layers.Layer):
 def test_custom_objects_fill_the_gaps(form, addons, stored):
     io = stored("custom")
     custom = {"mine>Shift": Shift, "Maxout": Maxout, "TFOpLambda": AddLambda}
-    model = evenkeel.load_model(addons("custom") / form, custom_objects=custom)
+    model = truenorm.load_model(addons("custom") / form, custom_objects=custom)
     assert error(predict(model, io["x"]), outputs(io)) <= 1e-5
     model.train_on_batch(io["x"], io["target0"])
     assert error(predict(model, io["x"]), outputs(io, "next")) <= 1e-5
@@ -211,19 +211,19 @@ def test_code_in_a_file_runs_only_unsafely(form, addons):
     with pytest.raises(
         InputError, match=r"Python code in the Lambda layer inner/lambda, .*safe_mode=False"
     ):
-        evenkeel.load_model(addons("lambdas") / form)
+        truenorm.load_model(addons("lambdas") / form)
 
 
 def test_without_a_model_in_the_file_it_says_what_to_do(addons):
     for form in ("weights.h5", "model.weights.h5", "checkpoint"):
         with pytest.raises(InputError, match="holds weights and no model"):
-            evenkeel.load_model(addons("nested") / form)
+            truenorm.load_model(addons("nested") / form)
 
 
 def test_a_file_of_keras_3_opens_as_ever(tmp_path):
-    model = keras.Sequential([keras.Input((4,)), evenkeel.LayerNormalization()])
+    model = keras.Sequential([keras.Input((4,)), truenorm.LayerNormalization()])
     for form in ("new.keras", "new.h5"):
         model.save(tmp_path / form)
-        again = evenkeel.load_model(tmp_path / form, compile=False)
-        assert type(again.layers[0]) is evenkeel.LayerNormalization
+        again = truenorm.load_model(tmp_path / form, compile=False)
+        assert type(again.layers[0]) is truenorm.LayerNormalization
         assert again.layers[0].use_mask

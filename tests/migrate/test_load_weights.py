@@ -4,10 +4,10 @@ import keras
 import numpy as np
 import pytest
 
-import evenkeel
-from evenkeel.errors import InputError
-from evenkeel.migrate import checkpoint, files, weights
+import truenorm
 from migrate.models import MADE, MODELS, WEIGHTS, every
+from truenorm.errors import InputError
+from truenorm.migrate import checkpoint, files, weights
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def loaded(addons):
 
     def load(name):
         if name not in models:
-            models[name] = evenkeel.load_model(addons(name) / "model.h5", compile=False)
+            models[name] = truenorm.load_model(addons(name) / "model.h5", compile=False)
         return models[name]
 
     return load
@@ -33,7 +33,7 @@ def test_every_layout_gives_the_same_weights(name, form, addons, loaded):
     wanted = arrays(model)
     for one in model.weights:
         one.assign(np.full(one.shape, 0.5))
-    evenkeel.load_weights(model, addons(name) / form)
+    truenorm.load_weights(model, addons(name) / form)
     for found, array in zip(arrays(model), wanted, strict=True):
         np.testing.assert_array_equal(found, array)
 
@@ -42,9 +42,9 @@ def functional():
     """The model `branches`, as a user writes it for Keras 3."""
     inputs = keras.Input((5, 5, 4))
     x = keras.layers.Conv2D(6, 3, padding="same", activation="relu")(inputs)
-    a = evenkeel.GroupNormalization(groups=3)(x)
-    b = evenkeel.InstanceNormalization()(x)
-    c = evenkeel.FilterResponseNormalization()(x)
+    a = truenorm.GroupNormalization(groups=3)(x)
+    b = truenorm.InstanceNormalization()(x)
+    c = truenorm.FilterResponseNormalization()(x)
     x = keras.layers.Concatenate()([keras.layers.Add()([a, b]), c])
     shared = keras.layers.Dense(12)
     x = keras.layers.GlobalAveragePooling2D()(shared(keras.ops.tanh(shared(x))))
@@ -54,7 +54,7 @@ def functional():
 @pytest.mark.parametrize("form", [*MODELS, *WEIGHTS])
 def test_into_a_model_with_other_names(form, addons, loaded):
     model = functional()
-    evenkeel.load_weights(model, addons("branches") / form)
+    truenorm.load_weights(model, addons("branches") / form)
     for found, wanted in zip(arrays(model), arrays(loaded("branches")), strict=True):
         np.testing.assert_array_equal(found, wanted)
 
@@ -63,7 +63,7 @@ def test_a_prefix_or_an_index_names_a_checkpoint(addons):
     model = functional()
     for path in ("weights", "weights.index"):
         model.layers[1].kernel.assign(np.zeros((3, 3, 4, 6)))
-        evenkeel.load_weights(model, addons("branches") / "checkpoint" / path)
+        truenorm.load_weights(model, addons("branches") / "checkpoint" / path)
         assert np.any(arrays(model)[0])
 
 
@@ -88,11 +88,11 @@ def test_the_older_name_of_the_tree(addons, tmp_path):
         for name in [*(f"layers/{one}" for one in ("functional", "sequential")), ""]:
             group = file[name] if name else file
             group.move("layers", "_layer_checkpoint_dependencies")
-    model = evenkeel.load_model(addons("nested") / "model.h5", compile=False)
+    model = truenorm.load_model(addons("nested") / "model.h5", compile=False)
     wanted = arrays(model)
     for one in model.weights:
         one.assign(np.zeros(one.shape))
-    evenkeel.load_weights(model, path)
+    truenorm.load_weights(model, path)
     for found, array in zip(arrays(model), wanted, strict=True):
         np.testing.assert_array_equal(found, array)
 
@@ -101,12 +101,12 @@ def test_the_older_name_of_the_tree(addons, tmp_path):
 def test_weights_that_do_not_fit_are_named_and_change_nothing(form, addons):
     inputs = keras.Input((5, 5, 4))
     x = keras.layers.Conv2D(7, 3, name="wide")(inputs)
-    model = keras.Model(inputs, evenkeel.GroupNormalization(groups=7, name="norm")(x))
+    model = keras.Model(inputs, truenorm.GroupNormalization(groups=7, name="norm")(x))
     before = arrays(model)
     with pytest.raises(InputError, match="do not fit the model"):
-        evenkeel.load_weights(model, addons("branches") / form)
+        truenorm.load_weights(model, addons("branches") / form)
     with pytest.raises(InputError) as caught:
-        evenkeel.load_weights(model, addons("nested") / form)
+        truenorm.load_weights(model, addons("nested") / form)
     assert "norm" in str(caught.value) or "layers with weights" in str(caught.value)
     for found, array in zip(arrays(model), before, strict=True):
         np.testing.assert_array_equal(found, array)
@@ -118,10 +118,10 @@ def test_a_shape_that_does_not_fit_is_said(addons):
     with pytest.raises(
         InputError, match=r"a: it has 2 weights|a: kernel has shape \(5, 4\), in the file"
     ):
-        evenkeel.load_weights(model, addons("addons_optimizer") / "model.h5")
+        truenorm.load_weights(model, addons("addons_optimizer") / "model.h5")
 
 
 def test_a_model_without_weights_is_told_to_build():
     model = keras.Sequential([keras.layers.Dense(3)])
     with pytest.raises(InputError, match="its input shape is not known"):
-        evenkeel.load_weights(model, __file__.replace("test_load_weights.py", "none.h5"))
+        truenorm.load_weights(model, __file__.replace("test_load_weights.py", "none.h5"))

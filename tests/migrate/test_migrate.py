@@ -1,4 +1,4 @@
-"""`evenkeel migrate`: the table, the comparison, the file."""
+"""`truenorm migrate`: the table, the comparison, the file."""
 
 import sys
 
@@ -6,12 +6,12 @@ import keras
 import numpy as np
 import pytest
 
-import evenkeel
-from evenkeel.cli import main
-from evenkeel.errors import InputError
-from evenkeel.migrate import migrate, migration, saved_model_process, verify
+import truenorm
 from migrate.models import error, in_file, outputs, predict
 from processes import installed, run_python
+from truenorm.cli import main
+from truenorm.errors import InputError
+from truenorm.migrate import migrate, migration, saved_model_process, verify
 
 TENSORFLOW = installed("tensorflow")
 
@@ -38,7 +38,7 @@ def test_the_command(addons, tmp_path, capsys):
     assert row.split() == [
         "group_normalization",
         "Addons>GroupNormalization",
-        "evenkeel>GroupNormalization",
+        "truenorm>GroupNormalization",
         "use_mask=False",
     ]
     text = "\n".join(lines)
@@ -75,7 +75,7 @@ def test_an_error_is_one_sentence_and_writes_nothing(addons, tmp_path, capsys):
     new = tmp_path / "new.keras"
     assert main(["migrate", str(addons("custom") / "model.h5"), str(new)]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("evenkeel migrate: Keras 3 and evenkeel have no counterpart to inner/")
+    assert said.startswith("truenorm migrate: Keras 3 and truenorm have no counterpart to inner/")
     assert said.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
@@ -138,7 +138,7 @@ def test_a_program_that_does_more_than_compute_is_not_run(addons, tmp_path):
     )
     (tmp_path / "written").unlink(missing_ok=True)
     assert saved_model_process.unsafe(tmp_path / "bad") == "its program has the operation WriteFile"
-    model = keras.Sequential([keras.Input((3,)), evenkeel.LayerNormalization()])
+    model = keras.Sequential([keras.Input((3,)), truenorm.LayerNormalization()])
     with pytest.raises(InputError, match=r"WriteFile, which is not run unless safe_mode=False"):
         verify.run_saved_model(str(tmp_path / "bad"), model, [np.zeros((2, 3), "float32")], True)
     assert not (tmp_path / "written").exists()
@@ -166,11 +166,11 @@ def test_no_file_needs_tensorflow(addons):
     program = (
         "import sys, pathlib\n"
         "sys.modules['tensorflow'] = None\n"
-        "import evenkeel\n"
+        "import truenorm\n"
         "folder = pathlib.Path(sys.argv[1])\n"
         "for name in ('model.keras', 'saved_model'):\n"
-        "    model = evenkeel.load_model(folder / name)\n"
+        "    model = truenorm.load_model(folder / name)\n"
         "for name in ('model.h5', 'weights.h5', 'model.weights.h5', 'checkpoint'):\n"
-        "    evenkeel.load_weights(model, folder / name)\n"
+        "    truenorm.load_weights(model, folder / name)\n"
     )
     run_python(keras.backend.backend(), "-c", program, addons("weight_normalized"))

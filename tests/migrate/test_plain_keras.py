@@ -1,13 +1,13 @@
-"""After `import evenkeel`, Keras' own `load_model` reads what Addons saved; and what is new."""
+"""After `import truenorm`, Keras' own `load_model` reads what Addons saved; and what is new."""
 
 import keras
 import numpy as np
 import pytest
 
-import evenkeel
-from evenkeel.migrate.addons import CLASSES
+import truenorm
 from migrate.models import SMALL, error, every, outputs, predict
 from processes import run_python
+from truenorm.migrate.addons import CLASSES
 
 # Keras 3 itself does not read these of Keras 2, with or without Addons: functional .keras files,
 # functional models in others, RNNs, dtype policies, and arguments that are gone.
@@ -36,16 +36,16 @@ def test_keras_load_model(name, form, addons, stored):
 
 def test_old_names_are_read_and_new_ones_written():
     for name, cls in CLASSES.items():
-        assert keras.saving.get_registered_name(cls) == f"evenkeel>{name}"
+        assert keras.saving.get_registered_name(cls) == f"truenorm>{name}"
         assert f"Addons>{name}" in keras.saving.get_custom_objects()
     assert len(CLASSES) == 9
 
 
 def test_keras_is_as_it_was():
-    """No global name but Addons' and evenkeel's own."""
+    """No global name but Addons' and truenorm's own."""
     objects = keras.saving.get_custom_objects()
     ours = {
-        key for key, one in objects.items() if "evenkeel" in str(getattr(one, "__module__", ""))
+        key for key, one in objects.items() if "truenorm" in str(getattr(one, "__module__", ""))
     }
     assert all(">" in key for key in ours)
     for name in ("mse", "GroupNormalization", "Functional"):
@@ -54,10 +54,10 @@ def test_keras_is_as_it_was():
 
 def test_a_new_process_needs_only_the_import(addons, stored, tmp_path):
     io = stored("learned_epsilon")
-    evenkeel.load_model(addons("learned_epsilon") / "model.h5").save(tmp_path / "new.keras")
+    truenorm.load_model(addons("learned_epsilon") / "model.h5").save(tmp_path / "new.keras")
     np.save(tmp_path / "x.npy", io["x"])
     program = (
-        "import sys, keras, numpy, evenkeel\n"
+        "import sys, keras, numpy, truenorm\n"
         "model = keras.models.load_model(sys.argv[1] + '/new.keras')\n"
         "x = numpy.load(sys.argv[1] + '/x.npy')\n"
         "numpy.save(sys.argv[1] + '/y.npy', model.predict(x, verbose=0))\n"

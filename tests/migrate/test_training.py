@@ -5,15 +5,15 @@ import warnings
 import keras
 import pytest
 
-import evenkeel
-from evenkeel.migrate.training import Compiling
+import truenorm
+from truenorm.migrate.training import Compiling
 
 
 def load(path):
     """The model, and the sentences on what was dropped."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model = evenkeel.load_model(path)
+        model = truenorm.load_model(path)
     return model, [str(one.message) for one in caught if one.category is UserWarning]
 
 
@@ -58,7 +58,7 @@ def test_a_loss_of_addons_that_you_have(addons):
             return keras.ops.mean(keras.ops.square(y_true - y_pred), -1)
 
     with pytest.warns(UserWarning, match="HammingLoss"):
-        model = evenkeel.load_model(
+        model = truenorm.load_model(
             addons("addons_loss") / "model.h5",
             custom_objects={"Addons>SigmoidFocalCrossEntropy": FocalLoss},
         )
@@ -128,10 +128,10 @@ def test_losses_metrics_weights_and_arguments(addons, stored):
     ],
 )
 def test_strange_settings_never_raise(settings, said, addons):
-    from evenkeel.migrate import files
+    from truenorm.migrate import files
 
     saved = files.read(addons("addons_optimizer") / "model.keras")
-    model = evenkeel.load_model(addons("addons_optimizer") / "model.keras", compile=False)
+    model = truenorm.load_model(addons("addons_optimizer") / "model.keras", compile=False)
     assert not model.compiled
     compiling = Compiling()
     saved.training = settings

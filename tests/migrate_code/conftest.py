@@ -1,11 +1,11 @@
-"""Stand-ins for TensorFlow Addons and evenkeel, so that rewritten code can be run and compared."""
+"""Stand-ins for TensorFlow Addons and truenorm, so that rewritten code can be run and compared."""
 
 import sys
 import types
 
 import pytest
 
-from evenkeel.migrate_code.names import COVERED, MODULES
+from truenorm.migrate_code.names import COVERED, MODULES
 
 OTHERS = {
     "layers": {"GELU", "StochasticDepth"},
@@ -43,7 +43,7 @@ def module(monkeypatch, name, contents=()):
 def run(monkeypatch):
     """A function that runs source code and returns the list `used` that it makes."""
     monkeypatch.setenv("TF_USE_LEGACY_KERAS", "0")  # a case sets it: this takes it back
-    module(monkeypatch, "evenkeel", {"__version__": "1"})
+    module(monkeypatch, "truenorm", {"__version__": "1"})
     module(monkeypatch, "tensorflow_addons", {"register_all": Named("old", "register_all")})
     for part in ("layers", "rnn", "optimizers", "seq2seq"):
         old = {*COVERED.get(part, ()), *OTHERS.get(part, ())}
@@ -53,7 +53,7 @@ def run(monkeypatch):
             module(monkeypatch, f"tensorflow_addons.{part}.{own}", contents)
         if part in COVERED:
             new = {name: Named("new", f"{part}.{name}") for name in COVERED[part]}
-            module(monkeypatch, f"evenkeel.{part}", new)
+            module(monkeypatch, f"truenorm.{part}", new)
 
     def run(source):
         namespace = {"__name__": "rewritten"}

@@ -1,4 +1,4 @@
-"""`evenkeel migrate-code`: what it prints, what it writes, and what it leaves alone."""
+"""`truenorm migrate-code`: what it prints, what it writes, and what it leaves alone."""
 
 import importlib.util
 import json
@@ -9,14 +9,14 @@ import subprocess
 
 import pytest
 
-from evenkeel.cli import main
+from truenorm.cli import main
 
 pytest.importorskip("libcst", reason="migrate-code needs LibCST")
 
 BEFORE = b"import tensorflow_addons as tfa\n\nlayer = tfa.layers.TLU()\nother = tfa.layers.GELU()\n"
 AFTER = (
-    b"import tensorflow_addons as tfa\nimport evenkeel\n\n"
-    b"layer = evenkeel.layers.TLU()\nother = tfa.layers.GELU()\n"
+    b"import tensorflow_addons as tfa\nimport truenorm\n\n"
+    b"layer = truenorm.layers.TLU()\nother = tfa.layers.GELU()\n"
 )
 
 
@@ -35,7 +35,7 @@ def test_by_default_it_prints_a_diff_and_what_is_left_and_writes_nothing(file, c
     assert run(file) == 0
     shown = capfdbinary.readouterr().out.decode()
     assert shown.startswith(f"--- {file}\n+++ {file}\n@@ -1,4 +1,5 @@\n")
-    assert "+layer = evenkeel.layers.TLU()\n" in shown
+    assert "+layer = truenorm.layers.TLU()\n" in shown
     assert f"{file}:4: tfa.layers.GELU: use keras.activations.gelu" in shown
     assert shown.endswith("1 file to rewrite (--write does it), 1 use left to you.\n")
     assert file.read_bytes() == BEFORE
@@ -117,8 +117,8 @@ def test_bad_files_are_named_in_a_sentence_each_and_the_others_go_on(tmp_path, f
     shown = capfdbinary.readouterr()
     errors = shown.err.decode().splitlines()
     assert len(errors) == 1 + len(contents)
-    assert errors[0] == f"evenkeel migrate-code: '{tmp_path}/absent.py' does not exist."
-    assert all(error.startswith("evenkeel migrate-code: '") for error in errors)
+    assert errors[0] == f"truenorm migrate-code: '{tmp_path}/absent.py' does not exist."
+    assert all(error.startswith("truenorm migrate-code: '") for error in errors)
     reasons = {
         "broken.py": "was left as it is: line 2: invalid syntax.",
         "python2.py": "line 2: Missing parentheses in call to 'print'",
@@ -143,7 +143,7 @@ def test_a_failure_while_writing_leaves_the_old_file(file, monkeypatch, capfdbin
     monkeypatch.setattr(os, "replace", full)
     assert run("--write", file) == 2
     assert capfdbinary.readouterr().err.decode() == (
-        f"evenkeel migrate-code: cannot write '{file}': No space left on device.\n"
+        f"truenorm migrate-code: cannot write '{file}': No space left on device.\n"
     )
     assert file.read_bytes() == BEFORE
     assert os.listdir(file.parent) == ["model.py"]
@@ -168,8 +168,8 @@ def test_without_libcst_it_says_what_to_install(file, monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert run(file) == 2
     assert capsys.readouterr().err == (
-        "evenkeel migrate-code: LibCST is not installed, which reads and writes source code; "
-        "install it with pip install 'evenkeel[migrate]' or pip install libcst.\n"
+        "truenorm migrate-code: LibCST is not installed, which reads and writes source code; "
+        "install it with pip install libcst.\n"
     )
 
 
@@ -203,17 +203,17 @@ def test_a_notebook_keeps_everything_but_the_code(indent, tmp_path, capfdbinary)
     path = tmp_path / "a.ipynb"
     path.write_bytes(notebook(*CELLS, indent=indent))
     assert run("--write", path) == 0
-    new = [CELLS[0].replace("import tensorflow_addons", "import evenkeel"), *CELLS[1:]]
+    new = [CELLS[0].replace("import tensorflow_addons", "import truenorm"), *CELLS[1:]]
     assert path.read_bytes() == notebook(*new, indent=indent)
     path.write_bytes(notebook(*CELLS, MORE, indent=indent))
     capfdbinary.readouterr()
     assert run("--write", path) == 0
     new = [
-        CELLS[0] + "\nimport evenkeel",
+        CELLS[0] + "\nimport truenorm",
         CELLS[1],
-        CELLS[2].replace("tfa.", "evenkeel."),
+        CELLS[2].replace("tfa.", "truenorm."),
         CELLS[3],
-        MORE.replace("tfa.layers", "evenkeel.layers"),
+        MORE.replace("tfa.layers", "truenorm.layers"),
     ]
     assert path.read_bytes() == notebook(*new, indent=indent)
     shown = capfdbinary.readouterr().out.decode()

@@ -1,4 +1,4 @@
-"""The tables of names: what is said of TensorFlow Addons, evenkeel and Keras is so."""
+"""The tables of names: what is said of TensorFlow Addons, truenorm and Keras is so."""
 
 import inspect
 import json
@@ -8,8 +8,8 @@ import re
 import keras
 import pytest
 
-import evenkeel
-from evenkeel.migrate_code.names import COVERED, REPLACEMENTS, covered_name, find_replacement
+import truenorm
+from truenorm.migrate_code.names import COVERED, REPLACEMENTS, covered_name, find_replacement
 
 ADDONS = json.loads((pathlib.Path(__file__).parents[1] / "data/addons_names.json").read_text())
 COVERED_NAMES = [f"{part}.{name}" for part, names in COVERED.items() for name in sorted(names)]
@@ -22,10 +22,10 @@ def resolve(package, dotted):
 
 
 @pytest.mark.parametrize("name", COVERED_NAMES)
-def test_a_covered_name_is_one_of_addons_and_of_evenkeel(name):
+def test_a_covered_name_is_one_of_addons_and_of_truenorm(name):
     part, cls = name.split(".")
     assert cls in ADDONS[part]
-    assert issubclass(resolve(evenkeel, name), keras.layers.Layer)
+    assert issubclass(resolve(truenorm, name), keras.layers.Layer)
 
 
 @pytest.mark.parametrize("name", REPLACEMENTS)

@@ -1,4 +1,4 @@
-"""Rewriting source code: what it becomes, and that it does what it did with evenkeel's classes."""
+"""Rewriting source code: what it becomes, and that it does what it did with truenorm's classes."""
 
 import textwrap
 
@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 libcst = pytest.importorskip("libcst", reason="migrate-code needs LibCST")
 
-from evenkeel.migrate_code.names import COVERED  # noqa: E402
-from evenkeel.migrate_code.rewrite import rewrite  # noqa: E402
+from truenorm.migrate_code.names import COVERED  # noqa: E402
+from truenorm.migrate_code.rewrite import rewrite  # noqa: E402
 
 CASES = {
     "the one line": (
@@ -21,7 +21,7 @@ CASES = {
         """,
         """
         import tensorflow as tf
-        import evenkeel as tfa  # normalizations
+        import truenorm as tfa  # normalizations
 
         used = [tfa.layers.GroupNormalization(groups=5), tfa.rnn.LayerNormLSTMCell(4)]
         """,
@@ -29,7 +29,7 @@ CASES = {
     ),
     "an import for loading models": (
         "import os, tensorflow_addons as tfa, sys\n",
-        "import os, evenkeel as tfa, sys\n",
+        "import os, truenorm as tfa, sys\n",
         [],
     ),
     "covered and not covered": (
@@ -41,8 +41,8 @@ CASES = {
         """
         # the addons
         import tensorflow_addons as tfa  # noqa: E402
-        import evenkeel
-        used = [evenkeel.layers.TLU(), tfa.layers.GELU()]
+        import truenorm
+        used = [truenorm.layers.TLU(), tfa.layers.GELU()]
         """,
         ["4: tfa.layers.GELU: use keras.activations.gelu"],
     ),
@@ -63,8 +63,8 @@ CASES = {
         used = [tensorflow_addons.layers.TLU.from_config({})]
         """,
         """
-        import evenkeel
-        used = [evenkeel.layers.TLU.from_config({})]
+        import truenorm
+        used = [truenorm.layers.TLU.from_config({})]
         """,
         [],
     ),
@@ -77,11 +77,11 @@ CASES = {
                 tensorflow_addons.rnn.layer_norm_lstm_cell.LayerNormLSTMCell(4)]
         """,
         """
-        import evenkeel.layers
-        import evenkeel.rnn
-        import evenkeel
-        used = [evenkeel.layers.TLU(), evenkeel.layers.TLU(),
-                evenkeel.rnn.LayerNormLSTMCell(4)]
+        import truenorm.layers
+        import truenorm.rnn
+        import truenorm
+        used = [truenorm.layers.TLU(), truenorm.layers.TLU(),
+                truenorm.rnn.LayerNormLSTMCell(4)]
         """,
         [],
     ),
@@ -93,9 +93,9 @@ CASES = {
         """,
         """
         import tensorflow_addons.layers
-        import evenkeel
+        import truenorm
         import tensorflow_addons.optimizers
-        used = [evenkeel.layers.TLU(), tensorflow_addons.optimizers.Yogi()]
+        used = [truenorm.layers.TLU(), tensorflow_addons.optimizers.Yogi()]
         """,
         ["4: tfa.optimizers.Yogi: Keras 3 has nothing in its place"],
     ),
@@ -106,7 +106,7 @@ CASES = {
         used = [layers.TLU(), cells.LayerNormSimpleRNNCell(4), optimizers.Yogi()]
         """,
         """
-        from evenkeel import layers, rnn as cells
+        from truenorm import layers, rnn as cells
         from tensorflow_addons import optimizers
         used = [layers.TLU(), cells.LayerNormSimpleRNNCell(4), optimizers.Yogi()]
         """,
@@ -119,8 +119,8 @@ CASES = {
         """,
         """
         from tensorflow_addons import optimizers, layers as L
-        import evenkeel
-        used = [evenkeel.layers.TLU(), L.GELU(), optimizers.Yogi()]
+        import truenorm
+        used = [truenorm.layers.TLU(), L.GELU(), optimizers.Yogi()]
         """,
         ["3: tfa.layers.GELU", "3: tfa.optimizers.Yogi"],
     ),
@@ -131,8 +131,8 @@ CASES = {
         used = [IN(), TLU(), GroupNormalization()]
         """,
         """
-        from evenkeel.layers import InstanceNormalization as IN, TLU
-        from evenkeel.layers import GroupNormalization
+        from truenorm.layers import InstanceNormalization as IN, TLU
+        from truenorm.layers import GroupNormalization
         used = [IN(), TLU(), GroupNormalization()]
         """,
         [],
@@ -151,7 +151,7 @@ CASES = {
             GELU,  # smooth
             StochasticDepth
         )
-        from evenkeel.layers import (  # several
+        from truenorm.layers import (  # several
             TLU as Threshold,  # with a learned threshold
         )
         used = [GELU(), Threshold(), StochasticDepth()]
@@ -173,7 +173,7 @@ CASES = {
         """,
         """
         try:
-            import evenkeel as tfa
+            import truenorm as tfa
         except ImportError:
             tfa = None
         used = [] if tfa is None else [tfa.layers.TLU()]
@@ -187,7 +187,7 @@ CASES = {
         used = [tensorflow_addons.layers.TLU()]
         """,
         """
-        try: import evenkeel as tensorflow_addons
+        try: import truenorm as tensorflow_addons
         except ImportError: tensorflow_addons = None
         used = [tensorflow_addons.layers.TLU()]
         """,
@@ -209,11 +209,11 @@ CASES = {
         def f(tfa):
             return tfa.layers.TLU
         def g():
-            if True: import tensorflow_addons as tfa; import evenkeel; \
-x = evenkeel.layers.TLU(); y = tfa.layers.GELU
+            if True: import tensorflow_addons as tfa; import truenorm; \
+x = truenorm.layers.TLU(); y = tfa.layers.GELU
             return [x, y]
         def h():
-            import evenkeel as tfa
+            import truenorm as tfa
             return [lambda: tfa.layers.TLU()]
         used = [*g(), h()[0]()]
         """,
@@ -227,36 +227,36 @@ x = evenkeel.layers.TLU(); y = tfa.layers.GELU
         """,
         """
         import tensorflow_addons as tfa
-        import evenkeel
+        import truenorm
         L = tfa.layers
-        used = [getattr(L, "TLU"), evenkeel.layers.TLU]
+        used = [getattr(L, "TLU"), truenorm.layers.TLU]
         """,
         ["3: tfa.layers: the module is used as a value and cannot be followed"],
     ),
     "a name that is taken": (
         """
         import tensorflow_addons as tfa
-        evenkeel = "steady"
+        truenorm = "steady"
         used = [tfa.layers.TLU(), tfa.layers.GELU()]
         """,
         """
         import tensorflow_addons as tfa
-        import evenkeel as evenkeel_
-        evenkeel = "steady"
-        used = [evenkeel_.layers.TLU(), tfa.layers.GELU()]
+        import truenorm as truenorm_
+        truenorm = "steady"
+        used = [truenorm_.layers.TLU(), tfa.layers.GELU()]
         """,
         ["4: tfa.layers.GELU"],
     ),
-    "evenkeel is there already": (
+    "truenorm is there already": (
         """
-        import evenkeel
+        import truenorm
         import tensorflow_addons as tfa
-        used = [tfa.layers.TLU(), tfa.layers.GELU(), evenkeel.layers.TLU]
+        used = [tfa.layers.TLU(), tfa.layers.GELU(), truenorm.layers.TLU]
         """,
         """
-        import evenkeel
+        import truenorm
         import tensorflow_addons as tfa
-        used = [evenkeel.layers.TLU(), tfa.layers.GELU(), evenkeel.layers.TLU]
+        used = [truenorm.layers.TLU(), tfa.layers.GELU(), truenorm.layers.TLU]
         """,
         ["4: tfa.layers.GELU"],
     ),
@@ -294,9 +294,9 @@ x = evenkeel.layers.TLU(); y = tfa.layers.GELU
         """,
         """
         import tensorflow_addons
-        import evenkeel
+        import truenorm
         def f(x: "tensorflow_addons.layers.TLU", y: "list[tensorflow_addons.optimizers.Yogi]"):
-            return evenkeel.layers.TLU()
+            return truenorm.layers.TLU()
         used = [f(1, 2)]
         """,
         ["3: tfa.layers.TLU: left as it is, in a string", "3: tfa.optimizers.Yogi"],
@@ -327,10 +327,10 @@ x = evenkeel.layers.TLU(); y = tfa.layers.GELU
         """
         import os
         os.environ["TF_USE_LEGACY_KERAS"] = "1"
-        import evenkeel as tfa
+        import truenorm as tfa
         used = [f"{tfa.layers.TLU()}"]
         """,
-        ["3: Keras 2: evenkeel's layers are layers of Keras 3"],
+        ["3: Keras 2: truenorm's layers are layers of Keras 3"],
     ),
 }
 # Not run: they import what is not there.
@@ -419,7 +419,7 @@ def programs(draw):
     phases=[Phase.generate],
 )
 @given(source=programs())
-def test_random_programs_take_evenkeel_where_it_covers_and_nothing_else(source, run):
+def test_random_programs_take_truenorm_where_it_covers_and_nothing_else(source, run):
     result = rewrite(source.encode())
     before, after = run(source), run(result.source)
     for old, new in zip(before, after, strict=True):
@@ -446,12 +446,12 @@ def test_random_programs_take_evenkeel_where_it_covers_and_nothing_else(source, 
 )
 def test_bytes_that_do_not_change_stay(source):
     new = rewrite(source).source
-    assert new == source.replace(b"tensorflow_addons", b"evenkeel")
+    assert new == source.replace(b"tensorflow_addons", b"truenorm")
 
 
 def test_new_lines_end_as_the_others_do():
     source = b"import tensorflow_addons as tfa\r\n[tfa.layers.TLU, tfa.layers.GELU]\r\n"
     assert rewrite(source).source == (
-        b"import tensorflow_addons as tfa\r\nimport evenkeel\r\n"
-        b"[evenkeel.layers.TLU, tfa.layers.GELU]\r\n"
+        b"import tensorflow_addons as tfa\r\nimport truenorm\r\n"
+        b"[truenorm.layers.TLU, tfa.layers.GELU]\r\n"
     )

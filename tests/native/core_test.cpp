@@ -14,7 +14,7 @@
 #include <thread>
 #include <vector>
 
-#include "../../src/native/evenkeel.h"
+#include "../../src/native/truenorm.h"
 #include "../../src/native/shares.h"
 
 namespace {
@@ -37,7 +37,7 @@ struct Random {
 
 [[noreturn]] void fail(const std::string& what) {
   std::fprintf(stderr, "core_test: %s (last error of the core: %s)\n", what.c_str(),
-               evenkeel_error());
+               truenorm_error());
   std::exit(1);
 }
 
@@ -68,7 +68,7 @@ float of_bfloat16(uint16_t bits) {
 // A call with its arrays of numbers.
 struct Problem {
   std::vector<int64_t> shape, factors;
-  evenkeel_call call{};
+  truenorm_call call{};
   int64_t elements = 1, groups = 0, parameters = 0;
   std::vector<int64_t> group, parameter;  // of each element
 
@@ -96,13 +96,13 @@ struct Problem {
       elements *= length;
     }
     call.dtype = int32_t(random.below(4));
-    call.flags = random.below(4) ? EVENKEEL_CENTERED : 0;
+    call.flags = random.below(4) ? TRUENORM_CENTERED : 0;
     call.epsilon = 1e-3;
     call.rank = int32_t(rank);
     call.factor_count = int32_t(factors.size() / 4);
     call.shape = shape.data();
     call.factors = factors.data();
-    if (evenkeel_sizes(&call, &groups, &parameters)) fail("a sound call was refused");
+    if (truenorm_sizes(&call, &groups, &parameters)) fail("a sound call was refused");
     place();
   }
   Problem(const Problem&) = delete;
@@ -137,7 +137,7 @@ struct Problem {
 // Compute a random problem on one instruction set after the other; the results agree with `place`.
 void one(Random& random) {
   const Problem p(random);
-  const int64_t bytes = p.call.dtype == EVENKEEL_FLOAT32 ? 4 : p.call.dtype == EVENKEEL_FLOAT64 ? 8 : 2;
+  const int64_t bytes = p.call.dtype == TRUENORM_FLOAT32 ? 4 : p.call.dtype == TRUENORM_FLOAT64 ? 8 : 2;
   const int64_t compute = bytes == 8 ? 8 : 4, offset = random.below(4);
   const bool scaled = random.below(4), shifted = random.below(4), asked = random.below(4);
   Array x(p.elements, bytes, offset), dy(p.elements, bytes, offset);
@@ -150,7 +150,7 @@ void one(Random& random) {
     if (size == 8) return a.as<double>()[i];
     if (size == 4) return a.as<float>()[i];
     // float16 is only run for its memory accesses: small integers as bits are subnormal numbers.
-    return p.call.dtype == EVENKEEL_BFLOAT16 ? of_bfloat16(a.as<uint16_t>()[i])
+    return p.call.dtype == TRUENORM_BFLOAT16 ? of_bfloat16(a.as<uint16_t>()[i])
                                              : a.as<uint16_t>()[i] * 0x1p-24;
   };
   const auto draw = [&](const Array& a, int64_t i, int64_t size) {
@@ -162,23 +162,23 @@ void one(Random& random) {
     else if (size == 4)
       a.as<float>()[i] = value;
     else
-      a.as<uint16_t>()[i] = uint16_t(p.call.dtype == EVENKEEL_BFLOAT16 ? word >> 16 : word >> 23);
+      a.as<uint16_t>()[i] = uint16_t(p.call.dtype == TRUENORM_BFLOAT16 ? word >> 16 : word >> 23);
   };
   for (int64_t i = 0; i < p.elements; ++i) draw(x, i, bytes), draw(dy, i, bytes);
   for (int64_t i = 0; i < p.parameters; ++i) draw(gamma, i, compute), draw(beta, i, compute);
 
-  if (evenkeel_forward(&p.call, x.as<void>(), scaled ? gamma.as<void>() : nullptr,
+  if (truenorm_forward(&p.call, x.as<void>(), scaled ? gamma.as<void>() : nullptr,
                        shifted ? beta.as<void>() : nullptr, y.as<void>(), statistics.as<void>(),
                        random.below(2) ? variance.as<void>() : nullptr, nullptr))
     fail("forward failed");
-  if (evenkeel_backward(&p.call, x.as<void>(), scaled ? gamma.as<void>() : nullptr,
+  if (truenorm_backward(&p.call, x.as<void>(), scaled ? gamma.as<void>() : nullptr,
                         dy.as<void>(), statistics.as<void>(), dx.as<void>(),
                         asked ? dgamma.as<void>() : nullptr, asked ? dbeta.as<void>() : nullptr,
                         nullptr))
     fail("backward failed");
-  if (p.call.dtype == EVENKEEL_FLOAT16 || !p.elements) return;
+  if (p.call.dtype == TRUENORM_FLOAT16 || !p.elements) return;
 
-  const bool centered = p.call.flags & EVENKEEL_CENTERED;
+  const bool centered = p.call.flags & TRUENORM_CENTERED;
   const double n = double(p.elements / p.groups);
   std::vector<double> mean(size_t(p.groups)), square(mean), g(mean), gx(mean);
   std::vector<double> to_gamma(size_t(p.parameters)), to_beta(to_gamma);
@@ -226,17 +226,17 @@ void nonsense(Random& random) {
   const int64_t rank = random.below(4), count = random.below(6);
   for (int64_t i = 0; i < rank; ++i) shape.push_back(random.below(6) - 1);
   for (int64_t i = 0; i < 4 * count; ++i) factors.push_back(random.below(5) - 1);
-  const evenkeel_call call{int32_t(random.below(6) - 1), int32_t(random.below(4)), 1e-3,
+  const truenorm_call call{int32_t(random.below(6) - 1), int32_t(random.below(4)), 1e-3,
                            random.below(5) - 1, int32_t(rank), int32_t(count), shape.data(),
                            factors.data()};
   int64_t groups, parameters;
-  evenkeel_sizes(&call, &groups, &parameters);
+  truenorm_sizes(&call, &groups, &parameters);
 }
 
 // A worker begins with its own share, and every task is done once whoever comes.
 void shares(int64_t count, int64_t workers) {
   std::vector<int64_t> done;
-  evenkeel::Shares tasks(
+  truenorm::Shares tasks(
       count, workers,
       [](void* list, int64_t index) { static_cast<std::vector<int64_t>*>(list)->push_back(index); },
       &done);
@@ -258,14 +258,14 @@ int main(int count, char** arguments) {
   const uint64_t seed = count > 2 ? std::strtoull(arguments[2], nullptr, 10) : 1;
   for (int64_t tasks : {1, 2, 7, 64, 100})
     for (int64_t workers : {1, 2, 5, 64}) shares(tasks, workers);
-  const std::string isas = evenkeel_isas();
+  const std::string isas = truenorm_isas();
   for (size_t from = 0; from < isas.size();) {
     const size_t end = std::min(isas.find(' ', from), isas.size());
     const std::string isa = isas.substr(from, end - from);
     from = end + 1;
-    if (evenkeel_set_isa(isa.c_str())) fail("cannot choose " + isa);
+    if (truenorm_set_isa(isa.c_str())) fail("cannot choose " + isa);
     for (int threads : {1, 2, 5}) {
-      if (evenkeel_set_threads(threads)) fail("cannot set the threads");
+      if (truenorm_set_threads(threads)) fail("cannot set the threads");
       Random random{0x9e3779b97f4a7c15u * (seed + uint64_t(threads))};
       for (int64_t i = 0; i < problems; ++i) one(random), nonsense(random);
     }

@@ -1,4 +1,4 @@
-"""Make the files of TensorFlow Addons that the tests of `evenkeel migrate` open.
+"""Make the files of TensorFlow Addons that the tests of `truenorm migrate` open.
 
     python make_models.py [NAME...]
 
@@ -319,7 +319,7 @@ class Shift(layers.Layer):
 
 
 def custom():
-    """Layers that neither Keras 3 nor evenkeel has, at three places."""
+    """Layers that neither Keras 3 nor truenorm has, at three places."""
     inner = keras.Sequential(
         [keras.Input((5, 5, 6)), Shift(2.0, name="shift_inside")], name="inner"
     )

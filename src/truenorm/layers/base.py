@@ -1,0 +1,151 @@
+"""What the normalization layers share: their arguments, the weights gamma and beta, the config."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import constraints, initializers, regularizers
+
+from truenorm import ops
+from truenorm.implementation import check as check_implementation
+from truenorm.view import View, integer_axes
+
+Shape = Sequence[int | None]
+
+
+class NormalizationLayer(keras.layers.Layer):
+    """A layer with optional weights gamma and beta; a subclass says over which axes it works.
+
+    The weights keep their own dtype (autocast is off), so that mixed precision loses nothing of
+    them.
+    """
+
+    centered = True
+    # What to do where the size of the weights is unknown.
+    without_size = "give those sizes, or pass scale=False and center=False"
+
+    def __init__(
+        self,
+        *,
+        epsilon: float,
+        center: bool,
+        scale: bool,
+        beta_initializer: Any = "zeros",
+        gamma_initializer: Any = "ones",
+        beta_regularizer: Any = None,
+        gamma_regularizer: Any = None,
+        beta_constraint: Any = None,
+        gamma_constraint: Any = None,
+        use_mask: bool = True,
+        implementation: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.epsilon = ops.check_epsilon(epsilon)
+        ops.check_float64(self.compute_dtype, keras.ops.zeros((), dtype=self.compute_dtype).dtype)
+        self.center = center
+        self.scale = scale
+        self.beta_initializer = initializers.get(beta_initializer)
+        self.gamma_initializer = initializers.get(gamma_initializer)
+        self.beta_regularizer = regularizers.get(beta_regularizer)
+        self.gamma_regularizer = regularizers.get(gamma_regularizer)
+        self.beta_constraint = constraints.get(beta_constraint)
+        self.gamma_constraint = constraints.get(gamma_constraint)
+        self.use_mask = use_mask
+        self.implementation = check_implementation(implementation)
+        self.supports_masking = True
+        self.gamma: Any = None
+        self.beta: Any = None
+
+    def partition(self) -> dict[str, Any]:
+        """The arguments that tell `ops.build_view` which elements share statistics."""
+        raise NotImplementedError
+
+    def parameter_shape(self, view: View, input_shape: Shape) -> Shape:
+        """The shape of the weights gamma and beta."""
+        return view.parameter_shape(input_shape)
+
+    def build(self, input_shape: Shape) -> None:
+        """Create gamma and beta, in this order, where `scale` and `center` ask for them."""
+        view = ops.build_view(input_shape, **self.partition())
+        shape = self.parameter_shape(view, input_shape)
+        if None in shape and (self.scale or self.center):
+            raise ValueError(
+                f"{type(self).__name__} {self.name!r} needs the size of axes "
+                f"{list(view.parameter_axes)} to create gamma and beta, but its input shape is "
+                f"{tuple(input_shape)}; {self.without_size}."
+            )
+        for name, wanted in (("gamma", self.scale), ("beta", self.center)):
+            if wanted:
+                weight = self.add_weight(
+                    name=name,
+                    shape=shape,
+                    initializer=getattr(self, f"{name}_initializer"),
+                    regularizer=getattr(self, f"{name}_regularizer"),
+                    constraint=getattr(self, f"{name}_constraint"),
+                    autocast=False,
+                )
+                setattr(self, name, weight)
+
+    def call(self, inputs: Any, mask: Any = None) -> Any:
+        """Normalize a tensor of the shape that the layer was built for.
+
+        Args:
+            inputs: float tensor (N, ...).
+            mask: boolean, its shape a prefix of the inputs'; ignored where use_mask is False.
+        """
+        return ops.normalize(
+            inputs,
+            self.gamma,
+            self.beta,
+            mask if self.use_mask else None,
+            centered=self.centered,
+            implementation=self.implementation,
+            epsilon=self.epsilon,
+            **self.partition(),
+        )
+
+    def compute_output_shape(self, input_shape: Shape) -> tuple[int | None, ...]:
+        """The input shape."""
+        return tuple(input_shape)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments; use_mask and implementation only where they were set."""
+        config = {
+            **super().get_config(),
+            **self.partition(),
+            "epsilon": self.epsilon,
+            "center": self.center,
+            "scale": self.scale,
+            "beta_initializer": initializers.serialize(self.beta_initializer),
+            "gamma_initializer": initializers.serialize(self.gamma_initializer),
+            "beta_regularizer": regularizers.serialize(self.beta_regularizer),
+            "gamma_regularizer": regularizers.serialize(self.gamma_regularizer),
+            "beta_constraint": constraints.serialize(self.beta_constraint),
+            "gamma_constraint": constraints.serialize(self.gamma_constraint),
+        }
+        if not self.use_mask:
+            config["use_mask"] = False
+        if self.implementation is not None:
+            config["implementation"] = self.implementation
+        return config
+
+
+def checked_axes(axis: int | Sequence[int]) -> int | list[int]:
+    """Axis or axes as the config stores them: an integer, or a list in the given order.
+
+    Raises:
+        ValueError: there is no axis, one is given twice, or one is the batch axis 0.
+        TypeError: an axis is not an integer.
+    """
+    axes = integer_axes(axis)
+    if not axes:
+        raise ValueError(f"axis={axis!r} names no axis; expected an integer or a list of them.")
+    if 0 in axes:
+        raise ValueError(
+            f"axis={axis!r} names the batch axis, whose samples must not be mixed; "
+            "expected axes from 1 on, or negative ones."
+        )
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"axis={axis!r} names an axis twice; expected each axis once.")
+    return list(axes) if isinstance(axis, (list, tuple)) else axes[0]
