@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import venv
+import zipfile
 
 import keras
 import pytest
@@ -17,6 +18,17 @@ x = np.random.default_rng(0).normal(3, 2, (4, 6, 6, 8)).astype("float32")
 y = np.asarray(truenorm.ops.group_normalization(x, groups=4, implementation={implementation!r}))
 assert abs(y.mean()) < 1e-6 and abs(y.std() - 1) < 1e-3, (y.mean(), y.std())
 print("computed")
+"""
+TRAINING = """
+import keras, numpy as np, truenorm
+layers = [keras.Input((6, 8)), truenorm.GroupNormalization(4), keras.layers.Dense(1)]
+model = keras.Sequential(layers)
+model.compile(keras.optimizers.Adam(0.1), "mse")
+x = np.random.default_rng(0).normal(3, 2, (32, 6, 8)).astype("float32")
+model.fit(x, x[..., :1], epochs=8, verbose=0)
+losses = model.history.history["loss"]
+assert losses[-1] < 0.5 * losses[0], losses
+print("trained")
 """
 
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "jax", reason="runs once, under JAX")
@@ -50,7 +62,7 @@ def pip(python, command, *arguments, cwd, path=None):
 
 
 def install(python, folder, path=None):
-    """Build a wheel from a copy of the sources and install it; return its name."""
+    """Build a wheel from a copy of the sources and install it; return its path."""
     tracked = run("git", "ls-files", "-z", cwd=ROOT).split("\0")
     for name in filter(None, tracked):
         if (ROOT / name).is_file():
@@ -60,15 +72,20 @@ def install(python, folder, path=None):
     (wheel,) = folder.glob("*.whl")
     pip(python, "install", "--no-deps", "--force-reinstall", wheel, cwd=folder)
     shutil.rmtree(folder / "source")
-    return wheel.name
+    return wheel
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
 def test_with_native_kernels(python, tmp_path):
-    assert re.fullmatch(r"truenorm-[\d.]+-py3-none-\w+\.whl", install(python, tmp_path))
+    wheel = install(python, tmp_path)
+    assert re.fullmatch(r"truenorm-[\d.]+-py3-none-\w+\.whl", wheel.name)
+    # Nothing lies where another package may have a file.
+    folders = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    assert folders == {"truenorm", "truenorm_cli", "truenorm-0.1.0.dist-info"}
     shown = run(python.parent / "truenorm", "config", cwd=tmp_path)
     assert re.search(r"native +usable \(\w+, \d+ threads?\)", shown)
     assert run(python, "-c", PROGRAM.format(implementation="native"), cwd=tmp_path) == "computed\n"
+    assert run(python, "-c", TRAINING, cwd=tmp_path) == "trained\n"
 
 
 def test_without_a_compiler(python, tmp_path):
