@@ -5,14 +5,16 @@
 //     truenorm::backward(x, gamma, dy, statistics, recipe, groups, epsilon, centered)
 //         -> (dx, dgamma, dbeta)
 //
-// All tensors are contiguous and on the CPU; the Python side sees to that. `recipe` packs the
-// factors of truenorm.h into one integer, five bits each, the outermost lowest:
-// 1 + part + 3 * run + 12 * varies. Their axes follow from the parts.
+// All tensors are on the CPU; the Python side sees to that. However they lie in memory, the kernels
+// get them contiguous and aligned: `Owned` copies those that are not. `recipe` packs the factors of
+// truenorm.h into one integer, five bits each, the outermost lowest: 1 + part + 3 * run +
+// 12 * varies. Their axes follow from the parts.
 
 #include <atomic>
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "truenorm.h"
 #include "shares.h"
@@ -42,6 +44,8 @@ struct Api {
   int32_t (*empty)(int64_t rank, const int64_t* shape, const int64_t* strides, int32_t dtype,
                    int32_t device_type, int32_t device_index, Tensor*);
   int32_t (*release)(Tensor);
+  int32_t (*is_contiguous)(Tensor, bool*);
+  int32_t (*copy)(Tensor to, Tensor from, int32_t non_blocking);
   // Null before PyTorch 2.10.
   int32_t (*parallel_for)(int64_t begin, int64_t end, int64_t grain,
                           void (*body)(int64_t begin, int64_t end, void* context), void* context);
@@ -55,10 +59,19 @@ void check(int32_t status) {
 // PyTorch's numbers for the dtypes that the kernels take; they never change.
 enum { kFloat16 = 5, kFloat32 = 6, kFloat64 = 7, kBFloat16 = 15 };
 
-// A tensor that this function owns, as it does its arguments.
+// A contiguous tensor that this function owns, as it does its arguments.
 class Owned {
  public:
-  explicit Owned(Value value) { std::memcpy(&tensor_, &value, sizeof tensor_); }
+  // An argument, or a copy of it where the kernels cannot read its memory: PyTorch's tensors begin
+  // at any byte, and what holds none, such as the gradient of an output that nobody used, comes as
+  // one zero that all elements share.
+  explicit Owned(Value value) : Owned() {
+    std::memcpy(&tensor_, &value, sizeof tensor_);
+    if (is_contiguous() && reinterpret_cast<uintptr_t>(data()) % element_size() == 0) return;
+    Owned readable(rank(), shape(), dtype());
+    check(api.copy(readable.tensor_, tensor_, 0));
+    std::swap(tensor_, readable.tensor_);
+  }
   Owned(int64_t rank, const int64_t* shape, int32_t dtype) {
     int64_t strides[64], stride = 1;
     if (rank > 64) throw std::runtime_error("truenorm: x has too many axes");
@@ -103,6 +116,21 @@ class Owned {
   }
 
  private:
+  Owned() = default;
+
+  bool is_contiguous() const {
+    bool found;
+    check(api.is_contiguous(tensor_, &found));
+    return found;
+  }
+  uintptr_t element_size() const {
+    switch (dtype()) {
+      case kFloat64: return 8;
+      case kFloat32: return 4;
+      default: return 2;
+    }
+  }
+
   Tensor tensor_ = nullptr;
 };
 
@@ -220,6 +248,8 @@ TRUENORM_EXPORT const char* truenorm_torch_register() {
   torch.find("aoti_torch_get_dtype", &api.dtype);
   torch.find("aoti_torch_empty_strided", &api.empty);
   torch.find("aoti_torch_delete_tensor_object", &api.release);
+  torch.find("aoti_torch_is_contiguous", &api.is_contiguous);
+  torch.find("aoti_torch_copy_", &api.copy);
   if (torch.missing()) return torch.missing();
   torch.find("torch_parallel_for", &api.parallel_for);
   torch.find("torch_get_num_threads", &api.thread_count);

@@ -8,10 +8,12 @@ import keras
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 
 import truenorm
 from truenorm import native, ops
+from truenorm.kernels import recipe
 
 pytestmark = pytest.mark.skipif(native.KERNELS is None, reason=str(native.UNAVAILABLE))
 
@@ -56,6 +58,86 @@ def test_memory_layouts(layout):
     assert_same(found, plain)
     if layout == "channels last":
         assert found[0].stride() == found[1].stride() == laid_out.stride()
+
+
+def begun_at_an_odd_byte(t):
+    raw = bytearray(1) + bytearray(t.numpy().tobytes())
+    return torch.frombuffer(raw, dtype=t.dtype, offset=1, count=t.numel()).reshape(t.shape)
+
+
+# What a tensor can be besides numbers in a row: each gives one of t's shape and dtype.
+MEMORY = {
+    "none": lambda t: torch._efficientzerotensor(t.shape, dtype=t.dtype),
+    "begun at an odd byte": begun_at_an_odd_byte,
+    "negated where it is read": lambda t: torch._neg_view(t),
+    "half of a conjugate": lambda t: torch.complex(t, t).conj().imag,
+    "one element for all": lambda t: t.ravel()[0].expand(t.shape),
+    "overlapping": lambda t: torch.as_strided(t.ravel().repeat(4), t.shape, (1,) * t.ndim),
+    "columns first": lambda t: t.mT.contiguous().mT if t.ndim > 1 else t.repeat(2)[::2],
+}
+
+
+def resolved(t):
+    return torch.zeros(t.shape, dtype=t.dtype) + t.resolve_neg()
+
+
+@pytest.mark.parametrize("kind", MEMORY)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_memory_of_every_tensor_of_a_call(kind, dtype):
+    given = [one.detach() for one in tensors((4, 6), (6,), (6,), (4, 6), dtype=dtype)]
+
+    def call(x, gamma, beta, dy, **options):
+        inputs = [one.detach().requires_grad_() for one in (x, gamma, beta)]
+        y = ops.layer_normalization(*inputs, **options)
+        return y, *torch.autograd.grad(y, inputs, dy)
+
+    for place in range(4):
+        odd = [MEMORY[kind](one) if i == place else one for i, one in enumerate(given)]
+        even = [resolved(one) for one in odd]
+        assert_same(call(*odd, implementation="native"), call(*even, implementation="plain"))
+
+
+@pytest.mark.parametrize("kind", MEMORY)
+def test_memory_of_the_operands_of_the_operations(kind):
+    x, gamma, beta, dy = (one.detach() for one in tensors((4, 6), (6,), (6,), (4, 6)))
+    code = recipe.recipe(ops.build_view(x.shape, axis=-1), False, None).code
+    options = (code, -1, 1e-3, True)
+
+    def differs(operation, *operands):
+        for place in range(len(operands)):
+            odd = [MEMORY[kind](one) if i == place else one for i, one in enumerate(operands)]
+            expected = operation(*(resolved(one) for one in odd), *options)
+            assert_same(operation(*odd, *options), expected, atol=0)
+            with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+                traced = operation(*map(mode.from_tensor, odd), *options)
+            assert [one.stride() for one in traced] == [one.stride() for one in expected]
+
+    forward, backward = torch.ops.truenorm.forward.default, torch.ops.truenorm.backward.default
+    differs(forward, x, gamma, beta)
+    differs(backward, x, gamma, dy, forward(x, gamma, beta, *options)[1])
+
+
+@pytest.mark.parametrize("kind", MEMORY)
+def test_memory_in_a_compiled_program(kind):
+    torch.compiler.reset()
+    compiled = torch.compile(ops.layer_normalization, backend="aot_eager", fullgraph=True)
+    x, dy = (MEMORY[kind](one.detach()) for one in tensors((4, 6), (4, 6)))
+
+    def call(function, x, dy):
+        x = x.detach().requires_grad_()
+        y = function(x)
+        return y, *torch.autograd.grad(y, x, dy)
+
+    assert_same(call(compiled, x, dy), call(ops.layer_normalization, resolved(x), resolved(dy)))
+    torch.compiler.reset()
+
+
+def test_gradients_for_many_cotangents_at_once():
+    x, gamma, beta, dy = tensors((4, 6), (6,), (6,), (3, 4, 6))
+    y = ops.layer_normalization(x, gamma, beta, implementation="native")
+    found = torch.autograd.grad(y, (x, gamma, beta), dy, is_grads_batched=True, retain_graph=True)
+    each = [torch.autograd.grad(y, (x, gamma, beta), one, retain_graph=True) for one in dy]
+    assert_same(found, [torch.stack(some) for some in zip(*each, strict=True)])
 
 
 def test_a_layer_keeps_channels_last():
@@ -177,8 +259,6 @@ def test_meta_tensors_take_plain():
 
 
 def test_fake_tensors_have_the_operation_s_shapes():
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     with FakeTensorMode():
         y = group(torch.empty(4, 6, 5, 3), torch.empty(6), torch.empty(6), implementation="native")
     assert y.shape == (4, 6, 5, 3)

@@ -147,7 +147,7 @@ def _arranged(parameter: torch.Tensor, dtype: torch.dtype, how: Recipe) -> torch
         parameter = parameter.to(dtype)
     if len(how.parameter_order) > 1:
         parameter = parameter.permute(how.parameter_order)
-    return parameter.contiguous()
+    return parameter
 
 
 class _Normalize(torch.autograd.Function):
@@ -168,9 +168,7 @@ class _Normalize(torch.autograd.Function):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             gradients = _plain_backward(x, gamma, beta, dy, view.permuted(order), options)
         else:
-            gradients = torch.ops.truenorm.backward.default(
-                x, gamma, dy.contiguous(), statistics, *options
-            )
+            gradients = torch.ops.truenorm.backward.default(x, gamma, dy, statistics, *options)
         return (*gradients, None)
 
 
@@ -188,7 +186,10 @@ def _plain_backward(x: Any, gamma: Any, beta: Any, dy: Any, view: View, options:
 
 
 def _forward_shapes(x: Any, gamma: Any, beta: Any, recipe: int, *options: Any) -> Any:
-    """What torch.compile knows of the forward operation: y, and (groups, 3) statistics."""
+    """What torch.compile knows of the forward operation: y, and (groups, 3) statistics.
+
+    The results are contiguous, however x lies in memory.
+    """
     groups = options[0]
     kept, axis = 1, -1
     while recipe:
@@ -201,8 +202,8 @@ def _forward_shapes(x: Any, gamma: Any, beta: Any, recipe: int, *options: Any) -
             kept = kept * size
         recipe >>= 5
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return torch.empty_like(x), x.new_empty((kept, 3), dtype=compute)
+    return x.new_empty(x.shape), x.new_empty((kept, 3), dtype=compute)
 
 
 def _backward_shapes(x: Any, gamma: Any, *operands: Any) -> Any:
-    return torch.empty_like(x), torch.empty_like(gamma), torch.empty_like(gamma)
+    return tuple(one.new_empty(one.shape) for one in (x, gamma, gamma))
