@@ -7,6 +7,10 @@ Layers are in `truenorm.layers` (and here), functions in `truenorm.ops`, recurre
 which normalization suits some data.
 """
 
+from truenorm_cli import backends as _backends
+
+_backends.prepare_keras()
+
 from truenorm import layers, ops, rnn
 from truenorm.config import show_config
 from truenorm.experiment import compare
