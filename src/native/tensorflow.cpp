@@ -6,7 +6,8 @@
 //
 // with the attributes factors, groups, epsilon (the bits of a double, since an attribute of type
 // float has fewer) and centered. Shapes are filled in when a kernel runs, so unknown ones need
-// nothing.
+// nothing. Where the plain formula took the place of TruenormForward the statistics are zeros, and
+// TruenormBackward takes them itself.
 
 #include <cstring>
 #include <string>
@@ -249,9 +250,23 @@ void backward(void* attributes, TF_OpKernelContext* context) {
   TF_Tensor* dbeta = tensors.output(2, api.type(gamma), parameters);
   if (!tensors.good()) return;
   const truenorm_call call = make_call(*static_cast<Attributes*>(attributes), type, shape);
-  tensors.good(truenorm_backward(&call, api.data(x), api.data(gamma), api.data(dy),
-                                 api.data(statistics), api.data(dx), api.data(dgamma),
-                                 api.data(dbeta), nullptr));
+  void* given = api.data(statistics);
+  std::vector<double> taken;  // where they are floats, twice the room
+  int64_t groups = 0, count = 0;
+  if (!tensors.good(truenorm_sizes(&call, &groups, &count))) return;
+  const auto first_rstd = [&] {
+    return type == kDouble ? static_cast<double*>(given)[2] : static_cast<float*>(given)[2];
+  };
+  if (groups && first_rstd() == 0) {
+    taken.resize(static_cast<size_t>(groups) * 3);
+    given = taken.data();
+    // dx, which is written last, has room for y.
+    if (!tensors.good(truenorm_forward(&call, api.data(x), nullptr, nullptr, api.data(dx), given,
+                                       nullptr, nullptr)))
+      return;
+  }
+  tensors.good(truenorm_backward(&call, api.data(x), api.data(gamma), api.data(dy), given,
+                                 api.data(dx), api.data(dgamma), api.data(dbeta), nullptr));
 }
 
 void same_shape(TF_ShapeInferenceContext* context, int input, int output, TF_Status* status) {

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from keras import ops
+from keras import backend, ops
 
 from truenorm.view import View, product
 
@@ -74,14 +74,17 @@ class Layout:
 
         Nothing is summed down a kept axis along which gamma varies, and frameworks sum the
         innermost axis well. A run-time length is cut only where it is all that is reduced in its
-        run, as in a sequence; the sides of an image are short.
+        run, as in a sequence; the sides of an image are short. One that is a symbol, in a program
+        that is exported, stays whole: the pieces would be true of some lengths only.
         """
         length, innermost = axis.length, axis is self.merged[-1]
         if not isinstance(length, int):
             if innermost or not axis.reduced or sum(one.run == axis.run for one in self.merged) > 1:
                 return (length,)
-            block = ops.cast(ops.ceil(ops.sqrt(ops.cast(length, "float32"))), "int32")
-            block = ops.maximum(block, 1)
+            if not ops.is_tensor(length):
+                return (length,)
+            block = ops.maximum(ops.ceil(ops.sqrt(ops.cast(length, "float32"))), 1)
+            block = ops.cast(block, backend.standardize_dtype(length.dtype))
             return (-(-length // block), block)
         if axis.reduced and length > SHORT_SUM:
             block = next(n for n in range(SHORT_SUM, 0, -1) if length % n == 0)

@@ -94,9 +94,12 @@ def normalize(
     count = layout.count if mask is None else total(ops.cast(mask, compute_dtype), reduced)
     if isinstance(count, int):
         share: Any = 1.0 / max(count, 1)
+    elif not ops.is_tensor(count):
+        share = 1.0 / count  # a symbol stays one: PyTorch would make a constant of its tensor
     else:
+        count = ops.cast(count, compute_dtype)
         # Not maximum: on PyTorch, Keras' maximum with a number turns float64 into float32.
-        share = 1.0 / ops.where(count > 0, ops.cast(count, compute_dtype), 1.0)
+        share = 1.0 / ops.where(count > 0, count, 1.0)
 
     rest: Any = 0.0
     if centered:

@@ -1,5 +1,6 @@
 """The native operations under TensorFlow: graphs, XLA, saving, second derivatives."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -37,17 +38,93 @@ def operations(function, *arguments):
 
 @pytest.mark.parametrize("spec", [(None, 4, 5, 6), (None, None, None, 6), (2, 4, 5, 6)], ids=str)
 def test_graphs_with_unknown_sizes(spec):
-    function = tf.function(lambda x: group(x, implementation="native"))
     signature = tf.TensorSpec(spec, tf.float32)
-    assert "TruenormForward" in operations(function, signature)
-    assert function.get_concrete_function(signature).output_shapes.as_list() == list(spec)
+    function = tf.function(lambda x: group(x, implementation="native"), [signature])
+    assert function.get_concrete_function().output_shapes.as_list() == list(spec)
     for samples in (1, 2):
         x, *_ = inputs(2, 4, 5, 6)
         x = x if spec[0] else x[:samples]
         np.testing.assert_allclose(function(x), group(x, implementation="plain"), atol=2e-6)
 
 
-def second(implementation, x, gamma, beta):
+def gradients(x, gamma, beta, implementation=None):
+    with tf.GradientTape() as tape:
+        tape.watch((x, gamma, beta))
+        y = group(x, gamma, beta, implementation=implementation)
+    return y, *tape.gradient(y, (x, gamma, beta), tf.reverse(x, [0]))
+
+
+def nested(*arguments):
+    return tf.function(tf.function(gradients, autograph=False), autograph=False)(*arguments)
+
+
+def loop(x, gamma, beta):
+    """The same after a loop of one turn, differentiated from outside."""
+    with tf.GradientTape() as tape:
+        tape.watch((x, gamma, beta))
+        _, y = tf.while_loop(
+            lambda i, _: i < tf.size(x) // 720,
+            lambda i, _: (i + 1, group(x, gamma, beta)),
+            (0, tf.zeros_like(x)),
+        )
+    return y, *tape.gradient(y, (x, gamma, beta), tf.reverse(x, [0]))
+
+
+def tape_outside(x, gamma, beta):
+    inner = tf.function(group, autograph=False)
+    with tf.GradientTape() as tape:
+        tape.watch((x, gamma, beta))
+        y = inner(x, gamma, beta)
+    return y, *tape.gradient(y, (x, gamma, beta), tf.reverse(x, [0]))
+
+
+@pytest.mark.parametrize("way", [gradients, nested, loop, tape_outside])
+def test_a_graph_has_the_plain_formula_and_runs_the_native_one(way):
+    """The kernels give the same bits in eager calls; the plain formula gives others."""
+    arguments = inputs(6, 4, 5, 6)
+    function = way if way is tape_outside else tf.function(way, autograph=False)
+    if way is not tape_outside:
+        assert not any("Truenorm" in one for one in operations(function, *arguments))
+    found, native = function(*arguments), gradients(*arguments)
+    plain = gradients(*arguments, implementation="plain")
+    for name, *one in zip(("y", "dx", "dgamma", "dbeta"), found, native, plain, strict=True):
+        found_one, native_one, plain_one = one
+        np.testing.assert_array_equal(found_one, native_one, err_msg=name)
+        assert not np.array_equal(found_one, plain_one), name
+
+
+def test_the_optimizer_may_be_off():
+    """Then a graph runs the plain formula."""
+    arguments = inputs(2, 4, 5, 6)
+    options = tf.config.optimizer.get_experimental_options()
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    try:
+        function = tf.function(gradients, autograph=False)
+        found = function(*arguments)
+    finally:
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False, **options})
+    for one, plain in zip(found, gradients(*arguments, implementation="plain"), strict=True):
+        np.testing.assert_allclose(one, plain, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_backward_takes_the_statistics_that_the_plain_formula_did_not(dtype):
+    x, gamma, beta = inputs(2, 4, 5, 6)
+    x = tf.cast(x, dtype)
+    gamma, beta = (one if dtype != "float64" else tf.cast(one, dtype) for one in (gamma, beta))
+    call = native.KERNELS._Call(
+        (0, 0, 0, 0, 1, 0, 1, 0, 2, 0, 1, 0, 3, 1, 2, 1, 3, 2, 3, 1), 3, 1e-3, True
+    )
+    y, statistics = call.forward(x, gamma, beta)
+    assert np.all(statistics[:, 2] > 0)
+    _, none = call.plain_forward(x, gamma, beta)
+    assert none.shape == statistics.shape
+    expected = call.backward(x, gamma, y, statistics)
+    for one, other in zip(call.backward(x, gamma, y, none), expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def second(implementation, x, gamma, beta, group=group):
     """Value, gradients, and those of a gradient penalty."""
     with tf.GradientTape() as outer:
         outer.watch((x, gamma))
@@ -60,25 +137,38 @@ def second(implementation, x, gamma, beta):
     return y, *first, *outer.gradient(penalty, (x, gamma))
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_a_gradient_penalty_matches_plain(compiled):
+def second_outside(implementation, x, gamma, beta):
+    """The same with a compiled function inside of the tapes."""
+    return second(implementation, x, gamma, beta, tf.function(group, autograph=False))
+
+
+@pytest.mark.parametrize(
+    "step", [second, tf.function(second), second_outside], ids=["eager", "compiled", "around"]
+)
+def test_a_gradient_penalty_matches_plain(step):
     arguments = inputs(2, 4, 5, 6)
-    step = tf.function(second) if compiled else second
     for found, plain in zip(step("native", *arguments), step("plain", *arguments), strict=True):
         scale = np.abs(plain).max()
         np.testing.assert_allclose(found, plain, rtol=1e-4, atol=1e-5 * scale)
 
 
-def test_forward_mode():
+@pytest.mark.parametrize("compiled", ["nothing", "the function", "the derivative"])
+def test_forward_mode(compiled):
     x, gamma, beta = inputs(2, 4, 5, 6)
     direction = tf.reshape(tf.range(240, dtype="float32") % 7, x.shape)
-    tangents = []
-    for implementation in ("native", "plain"):
+
+    def tangent(implementation):
+        function = functools.partial(group, implementation=implementation)
+        if compiled == "the function":
+            function = tf.function(function, autograph=False)
         with tf.autodiff.ForwardAccumulator(x, direction) as accumulator:
-            y = group(x, gamma, beta, implementation=implementation)
-        tangents.append(accumulator.jvp(y))
-    np.testing.assert_allclose(*tangents, rtol=1e-4, atol=1e-5)
-    assert np.abs(tangents[0]).max() > 0.1
+            y = function(x, gamma, beta)
+        return accumulator.jvp(y)
+
+    step = tf.function(tangent, autograph=False) if compiled == "the derivative" else tangent
+    expected = tangent("plain")
+    np.testing.assert_allclose(step("native"), expected, rtol=1e-4, atol=1e-5)
+    assert np.abs(expected).max() > 0.1
 
 
 @pytest.mark.parametrize("nested", ["directly", "inner function", "loop"])
@@ -96,6 +186,14 @@ def test_xla_takes_plain(nested):
     refused = tf.function(lambda x: group(x, implementation="native"), jit_compile=True)
     with pytest.raises(NotImplementedError, match="XLA compiles this function"):
         refused(x)
+
+
+def test_xla_takes_plain_in_a_function_that_was_traced_before():
+    x, *_ = inputs(2, 4, 5, 6)
+    inner = tf.function(group, autograph=False)
+    expected = inner(x)
+    function = tf.function(lambda x: inner(x), autograph=False, jit_compile=True)
+    np.testing.assert_allclose(function(x), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
@@ -144,10 +242,17 @@ def test_which_operations_keep_what():
         return tape.gradient(y, x)
 
     graph = gradient.get_concrete_function(x, gamma, beta).graph
-    (forward,) = (one for one in graph.get_operations() if one.type == "TruenormForward")
-    (backward,) = (one for one in graph.get_operations() if one.type == "TruenormBackward")
-    assert backward.inputs[0] is forward.inputs[0]
-    assert backward.inputs[3] is forward.outputs[1]
+    forward, backward = (one for one in graph.get_operations() if one.type == "PartitionedCall")
+
+    def source(tensor):
+        while tensor.op.type in ("Identity", "StopGradient"):
+            tensor = tensor.op.inputs[0]
+        return tensor
+
+    kept = [source(one) for one in backward.inputs]
+    assert len(kept) == 4
+    assert kept[0] is source(forward.inputs[0])
+    assert kept[3] is forward.outputs[1]
 
 
 def test_two_threads_at_once():
