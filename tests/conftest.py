@@ -22,6 +22,7 @@ SLOW = (
     "tests/layers/test_wrappers.py",
     "tests/migrate/",
     "tests/test_addons_classes.py",
+    "tests/test_exports.py",
     "tests/test_inference_backends.py",
     "tests/test_numbers.py::test_float64",
     "tests/test_numbers.py::test_half_precision",

@@ -213,6 +213,15 @@ def test_a_server_needs_no_truenorm(tmp_path):
     np.save(tmp_path / "x.npy", x)
     model.export(tmp_path / "exported", verbose=False)
     tf.saved_model.save(model, tmp_path / "saved")
+    module = tf.Module()
+    module.model, signature = model, [tf.TensorSpec((None, None, 8))]
+    module.call = tf.function(lambda x: model(x), input_signature=signature, autograph=False)
+    with tf.GradientTape() as tape:  # traced with its gradient before it is saved
+        watched = tf.constant(x)
+        tape.watch(watched)
+        y = module.call(watched)
+    gradient = tape.gradient(y, watched, tf.reverse(watched, [0]))
+    tf.saved_model.save(module, tmp_path / "module")
     code = (
         "import sys, numpy as np, tensorflow as tf\n"
         "x = np.load('x.npy')\n"
@@ -220,14 +229,22 @@ def test_a_server_needs_no_truenorm(tmp_path):
         "np.save('y0.npy', exported.serve(x))\n"
         "run = saved.signatures['serving_default']\n"
         "np.save('y1.npy', list(run(tf.constant(x)).values())[0])\n"
+        "x, module = tf.constant(x), tf.saved_model.load('module')\n"
+        "with tf.GradientTape() as tape:\n"
+        "    tape.watch(x)\n"
+        "    y = module.call(x)\n"
+        "np.save('y2.npy', y)\n"
+        "np.save('dx.npy', tape.gradient(y, x, tf.reverse(x, [0])))\n"
         "assert 'truenorm' not in sys.modules\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=os.environ
     )
     assert done.returncode == 0, done.stderr
-    for name in ("y0.npy", "y1.npy"):
+    for name in ("y0.npy", "y1.npy", "y2.npy"):
         np.testing.assert_allclose(np.load(tmp_path / name), expected, atol=1e-5)
+    np.testing.assert_allclose(np.load(tmp_path / "dx.npy"), gradient, atol=1e-5)
+    assert np.abs(gradient).max() > 0.1
 
 
 def test_which_operations_keep_what():
