@@ -146,7 +146,7 @@ class _Call:
         from truenorm import plain
 
         view = view_of(self.factors, self.groups)
-        options = {"epsilon": self.epsilon, "centered": self.centered}
+        options: dict[str, Any] = {"epsilon": self.epsilon, "centered": self.centered}
         return plain.normalize(x, gamma, beta, view, **options)
 
     def plain_forward(self, x: Any, gamma: Any, beta: Any) -> Any:
