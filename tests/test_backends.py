@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import warnings
+from importlib.machinery import ModuleSpec
 
 import pytest
 
@@ -18,9 +19,9 @@ def environment(monkeypatch, tmp_path):
     """Pretend that these packages are installed, that the file names this backend, and so on."""
 
     def pretend(installed, variable=None, file=None):
-        monkeypatch.setattr(
-            importlib.util, "find_spec", lambda name: name if name in installed else None
-        )
+        specs = {name: ModuleSpec(name, None, origin=f"{name}.py") for name in installed}
+        specs["torch"] = specs.get("torch", ModuleSpec("torch", None))  # a folder of that name
+        monkeypatch.setattr(importlib.util, "find_spec", specs.get)
         monkeypatch.delitem(sys.modules, "keras", raising=False)
         monkeypatch.setenv("KERAS_HOME", str(tmp_path))
         monkeypatch.setenv("KERAS_BACKEND", variable or "")
@@ -79,7 +80,9 @@ def test_one_sentence_with_the_fix(environment, installed, chosen, sentence):
 def test_an_old_keras(environment, monkeypatch, capsys):
     environment(["keras", "jax"], variable="jax")
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.15.0")
-    with pytest.raises(ImportError, match=r"^Keras 2\.15\.0 is installed, and truenorm needs 3\.10"):
+    with pytest.raises(
+        ImportError, match=r"^Keras 2\.15\.0 is installed, and truenorm needs 3\.10"
+    ):
         backends.prepare_keras()
     assert main(["config"]) == 2
     assert capsys.readouterr().err.startswith("truenorm: Keras 2.15.0 is installed")

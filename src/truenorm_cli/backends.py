@@ -26,7 +26,13 @@ OLDEST_KERAS = (3, 10)
 
 def installed_backends() -> list[str]:
     """The backends whose package is there."""
-    return [name for name, package in PACKAGES.items() if importlib.util.find_spec(package)]
+    return [name for name, package in PACKAGES.items() if _is_package(package)]
+
+
+def _is_package(name: str) -> bool:
+    """Whether it can be imported; a mere folder of that name, which Python takes too, is none."""
+    found = importlib.util.find_spec(name)
+    return found is not None and found.origin is not None
 
 
 def configuration_file() -> pathlib.Path:
@@ -104,7 +110,7 @@ def prepare_keras() -> None:
 
 
 def _check_keras() -> None:
-    if importlib.util.find_spec("keras") is None:
+    if not _is_package("keras"):
         raise ImportError("Keras, which truenorm needs, is not installed: pip install keras.")
     try:
         version = importlib.metadata.version("keras")

@@ -1,0 +1,45 @@
+"""The examples in the README and in the pages for those who come from a framework run."""
+
+import pathlib
+import re
+
+import keras
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = {"torch": "docs/coming-from-pytorch.md", "jax": "docs/coming-from-jax.md"}
+BACKEND = keras.backend.backend()
+
+
+def run_examples(page, **namespace):
+    """Run the page's examples one after the other, as a reader would, and return their names."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    examples = re.findall(r"^```python\n(.*?)^```", text, re.S | re.M)
+    assert examples
+    for example in examples:
+        exec(compile(example, page, "exec"), namespace)
+    return namespace
+
+
+@pytest.mark.skipif(BACKEND not in PAGES, reason="there is no such page for this backend")
+def test_coming_from_a_framework(monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", BACKEND)  # the page sets it: put it back afterwards
+    run_examples(PAGES[BACKEND])
+
+
+def test_the_readme():
+    x, parameter = np.ones((4, 6, 8), "float32"), np.ones(8, "float32")
+    names = run_examples("README.md", x=x, gamma=parameter, beta=parameter, layer=lambda x: x)
+    images, labels = np.ones((4, 28, 28, 1), "float32"), np.zeros(4)
+    assert np.isfinite(names["model"].fit(images, labels, verbose=0).history["loss"]).all()
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+)
+def test_links_lead_somewhere(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+        if "://" not in target:
+            assert ((ROOT / page).parent / target).exists(), target
