@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from truenorm.errors import InputError
+from truenorm_cli import migrate_code
 
 
 def add_explain(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -173,31 +174,6 @@ def run_migrate(options: argparse.Namespace) -> int:
     return 0
 
 
-def add_migrate_code(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the parser of `truenorm migrate-code`."""
-    parser = commands.add_parser(
-        "migrate-code",
-        help="rewrite source code that imports TensorFlow Addons",
-        description="Show how source code that imports TensorFlow Addons looks with truenorm, as "
-        "a diff, and list the uses that truenorm does not cover, with what Keras 3 has for them.",
-    )
-    parser.add_argument(
-        "files",
-        nargs="+",
-        metavar="FILE",
-        help="a Python file, a notebook, or a folder with such files",
-    )
-    parser.add_argument("--write", action="store_true", help="rewrite the files")
-    parser.set_defaults(run=run_migrate_code)
-
-
-def run_migrate_code(options: argparse.Namespace) -> int:
-    """Show or make the changes."""
-    from truenorm.migrate_code import migrate_code
-
-    return migrate_code(options.files, write=options.write)
-
-
 def add_config(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Declare `truenorm config`."""
     parser = commands.add_parser("config", help="versions, and which implementations can be used")
@@ -219,7 +195,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="truenorm", description="Normalization layers for Keras 3: what goes with them."
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (add_compare, add_explain, add_bench, add_migrate, add_migrate_code, add_config):
+    for add in (
+        add_compare,
+        add_explain,
+        add_bench,
+        add_migrate,
+        migrate_code.add_parser,
+        add_config,
+    ):
         add(commands)
     options = parser.parse_args(arguments)
     try:

@@ -6,10 +6,11 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 
 import pytest
 
-from truenorm.cli import main
+from truenorm_cli import main
 
 pytest.importorskip("libcst", reason="migrate-code needs LibCST")
 
@@ -203,13 +204,14 @@ def test_a_notebook_keeps_everything_but_the_code(indent, tmp_path, capfdbinary)
     path = tmp_path / "a.ipynb"
     path.write_bytes(notebook(*CELLS, indent=indent))
     assert run("--write", path) == 0
-    new = [CELLS[0].replace("import tensorflow_addons", "import truenorm"), *CELLS[1:]]
+    start = CELLS[0].replace("!pip install -q \\\n  tensorflow-addons\n", "")
+    new = [start.replace("import tensorflow_addons", "import truenorm"), *CELLS[1:]]
     assert path.read_bytes() == notebook(*new, indent=indent)
     path.write_bytes(notebook(*CELLS, MORE, indent=indent))
     capfdbinary.readouterr()
     assert run("--write", path) == 0
     new = [
-        CELLS[0] + "\nimport truenorm",
+        start + "\nimport truenorm",
         CELLS[1],
         CELLS[2].replace("tfa.", "truenorm."),
         CELLS[3],
@@ -218,3 +220,117 @@ def test_a_notebook_keeps_everything_but_the_code(indent, tmp_path, capfdbinary)
     assert path.read_bytes() == notebook(*new, indent=indent)
     shown = capfdbinary.readouterr().out.decode()
     assert f"{path}:cell 5:1: tfa.optimizers.Yogi: Keras 3 has nothing" in shown
+
+
+REQUIREMENTS = {
+    "requirements.txt": (
+        "# what it needs\r\ntensorflow-addons==0.23.0 ; python_version < '3.12'\r\nnumpy  # any\r\n"
+        "tensorflow_addons[tests]>=0.16,<1  # for its layers\r\ntensorflow-addons-extra\r\n",
+        "# what it needs\r\nnumpy  # any\r\n# for its layers\r\ntensorflow-addons-extra\r\n",
+    ),
+    "dev-requirements.txt": ("tensorflow-addons", ""),
+    "setup.cfg": (
+        "[options]\ninstall_requires =\n    tensorflow-addons~=0.20\n    keras\n",
+        "[options]\ninstall_requires =\n    keras\n",
+    ),
+    "pyproject.toml": (
+        '[project]\ndependencies = ["keras", "tensorflow-addons>=0.1", "numpy"]\n'
+        '[tool.poetry.dependencies]\ntensorflow-addons = "^0.23"\n'
+        'x = [\n  "tensorflow-addons", # é\n  "a",\n]\n',
+        '[project]\ndependencies = ["keras", "numpy"]\n'
+        '[tool.poetry.dependencies]\nx = [\n  # é\n  "a",\n]\n',
+    ),
+    "setup.py": (
+        "from setuptools import setup\n\nsetup(install_requires=['keras', 'tensorflow-addons'])\n",
+        "from setuptools import setup\n\nsetup(install_requires=['keras'])\n",
+    ),
+    "environment.yml": (
+        "dependencies:\n  - pip\n  - pip:\n    - keras\n    - tensorflow-addons==0.23\n",
+        "dependencies:\n  - pip\n  - pip:\n    - keras\n",
+    ),
+    "Pipfile": ('[packages]\nkeras = "*"\ntensorflow-addons = "*"\n', '[packages]\nkeras = "*"\n'),
+    "Dockerfile": (
+        "FROM python\nRUN pip install keras tensorflow-addons==0.23 \\\n  numpy\n"
+        "RUN pip install --no-cache-dir tensorflow-addons\n",
+        "FROM python\nRUN pip install keras \\\n  numpy\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REQUIREMENTS)
+def test_the_requirement_is_taken_out_and_the_rest_stays(name, tmp_path, capfdbinary):
+    before, after = (text.encode() for text in REQUIREMENTS[name])
+    path = tmp_path / name
+    path.write_bytes(before)
+    assert run(tmp_path) == 0
+    assert path.read_bytes() == before
+    capfdbinary.readouterr()
+    assert run("--write", tmp_path) == 0
+    assert path.read_bytes() == after
+    shown = capfdbinary.readouterr().out.decode()
+    assert f"rewritten: {path}" in shown
+    assert "truenorm is installed from a clone" in shown
+    assert run("--write", tmp_path) == 0
+    assert path.read_bytes() == after
+
+
+def test_requirements_that_are_not_plain_are_listed(tmp_path, capfdbinary):
+    before = {
+        "requirements.txt": b"tensorflow-addons==0.23 \\\n  --hash=sha256:0\n",
+        "environment.yml": b"dependencies:\n  - pip:\n    - tensorflow-addons\n",
+        "Dockerfile": b"RUN pip install tensorflow-addons && make\n",
+    }
+    for name, content in before.items():
+        (tmp_path / name).write_bytes(content)
+    assert run("--write", tmp_path) == 0
+    shown = capfdbinary.readouterr().out.decode()
+    for name, line in (("requirements.txt", 1), ("environment.yml", 3), ("Dockerfile", 1)):
+        assert (tmp_path / name).read_bytes() == before[name]
+        assert f"{tmp_path / name}:{line}: tensorflow-addons: take it out by hand" in shown
+
+
+PIPS = {
+    "!pip install tensorflow-addons\nx = 1": "x = 1",
+    "%pip install -q --upgrade 'tensorflow-addons>=0.1'": "",
+    "!pip install -q keras tensorflow_addons==0.23 numpy": "!pip install -q keras numpy",
+    "%%bash\npython -m pip install tensorflow-addons keras": "%%bash\npython -m pip install keras",
+}
+
+
+@pytest.mark.parametrize("cell", PIPS)
+def test_the_package_is_taken_out_of_the_cells_of_a_notebook(cell, tmp_path):
+    path = tmp_path / "a.ipynb"
+    path.write_bytes(notebook("import tensorflow_addons as tfa", cell))
+    assert run("--write", path) == 0
+    assert path.read_bytes() == notebook("import truenorm as tfa", PIPS[cell])
+
+
+def test_commands_that_are_not_plain_are_listed_with_their_cell(tmp_path, capfdbinary):
+    path = tmp_path / "a.ipynb"
+    path.write_bytes(notebook("!pip install tensorflow-addons && ls"))
+    assert run("--write", path) == 0
+    assert path.read_bytes() == notebook("!pip install tensorflow-addons && ls")
+    assert (
+        f"{path}:cell 1:1: tensorflow-addons: take it out".encode() in capfdbinary.readouterr().out
+    )
+
+
+def test_what_became_a_lambda_is_said_when_it_is_written(tmp_path, capfdbinary):
+    path = tmp_path / "a.py"
+    path.write_text("from tensorflow_addons.activations import gelu\nuse(gelu)\n")
+    assert run("--write", path) == 0
+    shown = capfdbinary.readouterr().out.decode()
+    assert f"{path}:2: tfa.activations.gelu: now a lambda" in shown
+    assert "1 file rewritten, 0 uses left" in shown
+
+
+def test_it_imports_no_framework(file):
+    program = (
+        "import sys; from truenorm_cli import main; code = main(['migrate-code', sys.argv[1]]); "
+        "loaded = {name.split('.')[0] for name in sys.modules}; "
+        "assert not loaded & {'keras', 'tensorflow', 'jax', 'torch', 'numpy', 'truenorm'}, loaded; "
+        "sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, file], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"+layer = truenorm.layers.TLU()" in done.stdout

@@ -9,7 +9,8 @@ import keras
 import pytest
 
 import truenorm
-from truenorm.migrate_code.names import COVERED, REPLACEMENTS, covered_name, find_replacement
+from truenorm.migrate import addons
+from truenorm_cli.migrate_code.names import COVERED, REPLACEMENTS, covered_name, find_replacement
 
 ADDONS = json.loads((pathlib.Path(__file__).parents[1] / "data/addons_names.json").read_text())
 COVERED_NAMES = [f"{part}.{name}" for part, names in COVERED.items() for name in sorted(names)]
@@ -26,6 +27,11 @@ def test_a_covered_name_is_one_of_addons_and_of_truenorm(name):
     part, cls = name.split(".")
     assert cls in ADDONS[part]
     assert issubclass(resolve(truenorm, name), keras.layers.Layer)
+
+
+def test_the_covered_classes_are_those_that_files_are_read_with():
+    read = {part: {one.__name__ for one in classes} for part, classes in addons.COVERED.items()}
+    assert read == COVERED
 
 
 @pytest.mark.parametrize("name", REPLACEMENTS)
@@ -91,4 +97,16 @@ def test_the_replacement_of_an_activation_computes_the_same(name):
     else:
         options = {"approximate": True} if name == "gelu" else {}
         y = resolve(keras, replacement.name.removeprefix("keras."))(x, **options)
+    assert keras.ops.convert_to_numpy(y) == pytest.approx(ACTIVATIONS[name], abs=2e-6)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_an_activation_is_rewritten_to_what_computes_the_same(name):
+    libcst = pytest.importorskip("libcst", reason="migrate-code needs LibCST")
+    from truenorm_cli.migrate_code import equals
+
+    x = keras.ops.convert_to_tensor([-1.5, -0.4, 0.3, 2.0])
+    function, _ = equals.function(name, "keras")
+    code = libcst.Module([]).code_for_node(function)
+    y = eval(code, {"keras": keras})(x)
     assert keras.ops.convert_to_numpy(y) == pytest.approx(ACTIVATIONS[name], abs=2e-6)

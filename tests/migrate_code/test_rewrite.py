@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 libcst = pytest.importorskip("libcst", reason="migrate-code needs LibCST")
 
-from truenorm.migrate_code.names import COVERED  # noqa: E402
-from truenorm.migrate_code.rewrite import rewrite  # noqa: E402
+from truenorm_cli.migrate_code.names import COVERED  # noqa: E402
+from truenorm_cli.migrate_code.rewrite import rewrite  # noqa: E402
 
 CASES = {
     "the one line": (
@@ -157,8 +157,6 @@ CASES = {
         used = [GELU(), Threshold(), StochasticDepth()]
         """,
         [
-            "3: tfa.layers.GELU",
-            "5: tfa.layers.StochasticDepth",
             "7: tfa.layers.GELU",
             "7: tfa.layers.StochasticDepth: use keras.layers.Dropout",
         ],
@@ -222,14 +220,12 @@ x = truenorm.layers.TLU(); y = tfa.layers.GELU
     "the module as a value": (
         """
         import tensorflow_addons as tfa
-        L = tfa.layers
-        used = [getattr(L, "TLU"), tfa.layers.TLU]
+        used = [vars(tfa.layers)["TLU"], tfa.layers.TLU]
         """,
         """
         import tensorflow_addons as tfa
         import truenorm
-        L = tfa.layers
-        used = [getattr(L, "TLU"), truenorm.layers.TLU]
+        used = [vars(tfa.layers)["TLU"], truenorm.layers.TLU]
         """,
         ["3: tfa.layers: the module is used as a value and cannot be followed"],
     ),
@@ -309,12 +305,173 @@ x = truenorm.layers.TLU(); y = tfa.layers.GELU
         tfa.register_all()
         used = [TLU(), importlib.import_module("tensorflow_addons.layers").TLU, "Addons>gelu"]
         """,
+        """
+        from truenorm.layers import TLU
+        import tensorflow_addons as tfa
+        import importlib
+        tfa.register_all()
+        used = [TLU(), importlib.import_module("truenorm.layers").TLU, "Addons>gelu"]
+        """,
+        [
+            "5: tfa.register_all: not needed",
+            "6: 'Addons>gelu': use keras.activations.gelu",
+        ],
+    ),
+    "a star with names that are not known, and strings that are not followed": (
+        """
+        from tensorflow_addons.layers import *
+        import importlib
+        used = [importlib.import_module("tensorflow_addons.layers")]
+        def f():
+            return TLU(), unknown
+        """,
         None,
         [
             "2: from tensorflow_addons.layers import *: import the names that are used",
-            "5: tfa.register_all: not needed",
-            "6: 'Addons>gelu': use keras.activations.gelu",
-            "6: 'tensorflow_addons.layers': a name in a string",
+            "4: 'tensorflow_addons.layers': a name in a string",
+        ],
+    ),
+    "another name for a module": (
+        """
+        import tensorflow_addons as tfa
+        L = tfa.layers
+        M = L
+        used = [L.TLU(), M.GroupNormalization(2), getattr(tfa.layers, "TLU")]
+        """,
+        """
+        import truenorm as tfa
+        L = tfa.layers
+        M = L
+        used = [L.TLU(), M.GroupNormalization(2), getattr(tfa.layers, "TLU")]
+        """,
+        [],
+    ),
+    "another name, partly covered": (
+        """
+        import tensorflow_addons as tfa
+        addons = tfa
+        L = addons.layers
+        O = tfa.optimizers
+        used = [L.TLU(), L.GELU(), O.Yogi(), getattr(L, "TLU"), addons.layers.TLU]
+        """,
+        """
+        import tensorflow_addons as tfa
+        import truenorm
+        addons = tfa
+        L = addons.layers
+        O = tfa.optimizers
+        used = [truenorm.layers.TLU(), L.GELU(), O.Yogi(), getattr(truenorm.layers, "TLU"), \
+truenorm.layers.TLU]
+        """,
+        ["6: tfa.layers.GELU", "6: tfa.optimizers.Yogi"],
+    ),
+    "another name for a module below layers": (
+        """
+        import tensorflow_addons as tfa
+        tlu = tfa.layers.tlu
+        def f():
+            cells = tfa.rnn
+            return cells.layer_norm_lstm_cell.LayerNormLSTMCell(4)
+        used = [tlu.TLU(), f()]
+        """,
+        """
+        import truenorm
+        tlu = truenorm.layers
+        def f():
+            cells = truenorm.rnn
+            return truenorm.rnn.LayerNormLSTMCell(4)
+        used = [tlu.TLU(), f()]
+        """,
+        [],
+    ),
+    "a name that is given twice": (
+        """
+        import tensorflow_addons as tfa
+        L = tfa.layers
+        L = tfa.rnn
+        used = [L.LayerNormLSTMCell(4)]
+        """,
+        None,
+        ["3: tfa.layers: the module is used as a value", "4: tfa.rnn: the module is used"],
+    ),
+    "imports that are calls": (
+        """
+        import importlib
+        tfa = __import__("tensorflow_addons")
+        L = importlib.import_module('tensorflow_addons.layers')
+        O = importlib.import_module("tensorflow_addons.optimizers")
+        used = [tfa.layers.TLU(), L.TLU(), O.Yogi]
+        """,
+        """
+        import importlib
+        tfa = __import__("truenorm")
+        L = importlib.import_module('truenorm.layers')
+        O = importlib.import_module("tensorflow_addons.optimizers")
+        used = [tfa.layers.TLU(), L.TLU(), O.Yogi]
+        """,
+        ["5: 'tensorflow_addons.optimizers': a name in a string", "6: tfa.optimizers.Yogi"],
+    ),
+    "activations": (
+        """
+        import tensorflow_addons as tfa
+        from tensorflow_addons.activations import softshrink as soft, lisht
+        from tensorflow_addons import activations
+        A = tfa.activations
+        def f(x, y):
+            x = tfa.activations.gelu(x) + tfa.activations.gelu(x, approximate=False)
+            return A.lisht(x) - activations.mish(x + y) * soft(x) + lisht(-x)
+        used = [tfa.layers.TLU()]
+        """,
+        """
+        import truenorm
+        import keras
+        A = keras.activations
+        def f(x, y):
+            x = keras.activations.gelu(x, approximate=True) + \
+keras.activations.gelu(x, approximate=False)
+            return (x * keras.ops.tanh(x)) - keras.activations.mish(x + y) * \
+keras.activations.soft_shrink(x) + (lambda x: x * keras.ops.tanh(x))(-x)
+        used = [truenorm.layers.TLU()]
+        """,
+        [],
+    ),
+    "activations with arguments that Keras has not": (
+        """
+        from tensorflow import keras
+        import tensorflow_addons as tfa
+        def f(x):
+            return tfa.activations.softshrink(x, -1, 1), tfa.activations.sparsemax(logits=x)
+        used = [tfa.layers.TLU(activation=tfa.activations.mish, name="Addons>mish")]
+        layer = keras.layers.Dense(2, activation="Addons>softshrink")
+        """,
+        """
+        from tensorflow import keras
+        import tensorflow_addons as tfa
+        import truenorm
+        def f(x):
+            return tfa.activations.softshrink(x, -1, 1), tfa.activations.sparsemax(logits=x)
+        used = [truenorm.layers.TLU(activation=keras.activations.mish, name="Addons>mish")]
+        layer = keras.layers.Dense(2, activation="soft_shrink")
+        """,
+        [
+            "5: tfa.activations.softshrink: use keras.activations.soft_shrink (one threshold",
+            "5: tfa.activations.sparsemax: use keras.activations.sparsemax",
+            "6: 'Addons>mish': use keras.activations.mish",
+        ],
+    ),
+    "keras_contrib": (
+        """
+        from keras_contrib.layers import InstanceNormalization as IN, CRF
+        def f(x):
+            return IN(axis=3)(x), IN()(x)
+        used = []
+        """,
+        None,
+        [
+            "2: keras_contrib.layers.CRF: truenorm and Keras 3 have nothing of this name",
+            "2: keras_contrib.layers.InstanceNormalization: import truenorm instead",
+            "4: keras_contrib InstanceNormalization: without an axis",
+            "4: keras_contrib InstanceNormalization: write truenorm.InstanceNormalization(axis=3, ",
         ],
     ),
     "Keras 2": (
@@ -334,7 +491,12 @@ x = truenorm.layers.TLU(); y = tfa.layers.GELU
     ),
 }
 # Not run: they import what is not there.
-NOT_RUN = {"the one line", "an import for loading models", "bound elsewhere too"}
+NOT_RUN = {"the one line", "an import for loading models", "bound elsewhere too"} | {
+    "activations",  # of TensorFlow Addons, and of Keras where they are rewritten
+    "activations with arguments that Keras has not",
+    "a star with names that are not known, and strings that are not followed",
+    "keras_contrib",
+}
 
 
 @pytest.mark.parametrize("case", CASES)

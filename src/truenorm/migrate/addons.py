@@ -10,7 +10,7 @@ from truenorm import layers, rnn
 PACKAGE = "Addons"  # its classes were registered as Addons>NAME
 MODULE = "tensorflow_addons"
 
-# What truenorm covers, by the part of Addons that has it; `migrate_code` rewrites the same.
+# What truenorm covers, by the part of Addons that has it; `migrate-code` rewrites the same.
 COVERED: dict[str, tuple[Any, ...]] = {
     "layers": (
         layers.FilterResponseNormalization,

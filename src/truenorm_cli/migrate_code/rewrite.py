@@ -1,7 +1,6 @@
 """Rewriting the source code of one file, as `analysis.py` says; comments and layout stay."""
 
 import ast
-import dataclasses
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -9,15 +8,10 @@ from typing import Any
 import libcst as cst
 from libcst.helpers import get_full_name_for_node
 
-from truenorm.migrate_code.analysis import ADDONS, Analysis, Use, imports_truenorm
-
-
-@dataclasses.dataclass(frozen=True)
-class Rewritten:
-    """A rewritten file, in its own encoding, and the uses in it that were left to the user."""
-
-    source: bytes
-    uses: list[Use]
+from truenorm_cli.migrate_code import keras3
+from truenorm_cli.migrate_code.analysis import Analysis, imports
+from truenorm_cli.migrate_code.finder import ADDONS
+from truenorm_cli.migrate_code.uses import Rewritten
 
 
 def rewrite(source: bytes) -> Rewritten:
@@ -34,9 +28,10 @@ def rewrite(source: bytes) -> Rewritten:
         if module.bytes != source:
             raise SyntaxError("its line ends or its encoding would not survive rewriting")
         analysis = Analysis(module)
-        if analysis.edits or analysis.replacements:
+        found = keras3.find(source)
+        if analysis.edits or analysis.replacements or analysis.stars:
             source = analysis.module.visit(Rewriter(analysis)).bytes
-    return Rewritten(source, sorted(set(analysis.uses)))
+    return Rewritten(source, sorted({*analysis.uses, *found}), tuple(sorted(set(analysis.notes))))
 
 
 def check(source: bytes) -> None:
@@ -55,6 +50,7 @@ def complaint(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
+STAY = (None, "beside", "beside keras")  # the edits that leave the old import where it is
 BLOCKS = (cst.Module, cst.IndentedBlock, cst.SimpleStatementSuite)
 
 
@@ -64,8 +60,8 @@ class Rewriter(cst.CSTTransformer):
     def __init__(self, analysis: Analysis) -> None:
         super().__init__()
         self.analysis = analysis
-        # The blocks that already have `import truenorm`, so that each gets one.
-        self.blocks: set[int] = set()
+        # The blocks that already have `import truenorm` or `import keras`, so that each gets one.
+        self.blocks: set[tuple[int, str]] = set()
         self.block: list[int] = []
 
     def on_visit(self, node: cst.CSTNode) -> bool:
@@ -78,13 +74,26 @@ class Rewriter(cst.CSTTransformer):
             self.block.pop()
         new = self.analysis.replacements.get(original_node)
         if new is not None:
-            return new.with_changes(lpar=updated_node.lpar, rpar=updated_node.rpar)
+            lpar, rpar = updated_node.lpar, updated_node.rpar
+            return new.with_changes(lpar=lpar or new.lpar, rpar=rpar or new.rpar)
+        if (more := self.analysis.additions.get(original_node)) is not None:
+            *others, last = updated_node.args
+            comma = cst.Comma(whitespace_after=cst.SimpleWhitespace(" "))
+            end = last.comma  # a comma that closes the list goes on closing it
+            updated_node = updated_node.with_changes(
+                args=[*others, last.with_changes(comma=comma), more.with_changes(comma=end)]
+            )
         return super().on_leave(original_node, updated_node)
 
     def leave_SimpleStatementLine(
         self, original_node: cst.SimpleStatementLine, updated_node: cst.SimpleStatementLine
     ) -> Any:
         new = self._statements(original_node.body, updated_node.body)
+        if not new:  # the block has `import keras` already
+            comments = [line.comment for line in updated_node.leading_lines]
+            if not any([*comments, updated_node.trailing_whitespace.comment]):
+                return cst.RemoveFromParent()
+            new = [cst.Import([self._package("keras")])]
         if len(original_node.body) > 1 or len(new) == 1:
             return updated_node.with_changes(body=new)
         # A new line for each further statement, and the comments stay with the first.
@@ -117,11 +126,13 @@ class Rewriter(cst.CSTTransformer):
             # Semicolons: the one that followed the statement follows the last of its successors.
             for statement in new[:-1]:
                 result.append(statement.with_changes(semicolon=cst.MaybeSentinel.DEFAULT))
-            result.append(new[-1].with_changes(semicolon=before.semicolon))
+            result += [statement.with_changes(semicolon=before.semicolon) for statement in new[-1:]]
         return result
 
     def _import(self, node: cst.Import) -> list[cst.Import]:
         edits = [self.analysis.edits.get(alias) for alias in node.names]
+        if edits == ["keras"] and (self.block[-1], "keras") in self.blocks:
+            return []
         names = []
         for alias, edit in zip(node.names, edits, strict=True):
             path = alias.evaluated_name.split(".")[1:2]
@@ -129,23 +140,30 @@ class Rewriter(cst.CSTTransformer):
                 asname = alias.asname or cst.AsName(cst.Name(ADDONS))
                 alias = alias.with_changes(name=_dotted(["truenorm", *path]), asname=asname)
             elif edit == "rename" and (alias.asname or self.analysis.name != "truenorm"):
-                alias = self._truenorm().with_changes(comma=alias.comma)
+                alias = self._package("truenorm").with_changes(comma=alias.comma)
             elif edit == "rename":
                 alias = alias.with_changes(name=_dotted(["truenorm", *path]))
+            elif edit == "keras":
+                alias = self._package("keras").with_changes(comma=alias.comma)
             names.append(alias)
         new = [node.with_changes(names=names)]
-        if imports_truenorm(new[0]):
-            self.blocks.add(self.block[-1])
-        return [*new, *self._beside(edits)]
+        for package in ("truenorm", "keras"):
+            if imports(new[0], package):
+                self.blocks.add((self.block[-1], package))
+        return [*new, *self._beside(node.names)]
 
     def _import_from(self, node: cst.ImportFrom) -> list[cst.Import | cst.ImportFrom]:
         if isinstance(node.names, cst.ImportStar):
-            return [node]
+            if (used := self.analysis.stars.get(node)) is None:
+                return [node]
+            part = str(get_full_name_for_node(node.module or node)).split(".")[1]
+            names = [cst.ImportAlias(cst.Name(name)) for name in used]
+            return [node.with_changes(module=_dotted(["truenorm", part]), names=names)]
         edits = [self.analysis.edits.get(alias) for alias in node.names]
         if not any(edits):
             return [node]
         path = str(get_full_name_for_node(node.module or node)).split(".")
-        stay = [a for a, edit in zip(node.names, edits, strict=True) if edit in (None, "beside")]
+        stay = [a for a, edit in zip(node.names, edits, strict=True) if edit in STAY]
         swap = [a for a, edit in zip(node.names, edits, strict=True) if edit == "swap"]
         new: list[cst.Import | cst.ImportFrom] = []
         if stay:
@@ -153,23 +171,31 @@ class Rewriter(cst.CSTTransformer):
         if swap:
             truenorm = _dotted(["truenorm", *path[1:2]])
             new.append(_part(node, swap).with_changes(module=truenorm))
-        if "rename" in edits and not (new and self.block[-1] in self.blocks):
-            self.blocks.add(self.block[-1])
-            new.append(cst.Import([self._truenorm()]))
-        return [*new, *self._beside(edits)]
+        for package, edit in (("truenorm", "rename"), ("keras", "keras")):
+            there = (self.block[-1], package) in self.blocks
+            if edit in edits and not (there and (new or package == "keras")):
+                self.blocks.add((self.block[-1], package))
+                new.append(cst.Import([self._package(package)]))
+        return [*new, *self._beside(node.names)]
 
-    def _truenorm(self) -> cst.ImportAlias:
-        """`truenorm`, or `truenorm as truenorm_` where that name is taken."""
-        name = self.analysis.name
-        asname = None if name == "truenorm" else cst.AsName(cst.Name(name))
-        return cst.ImportAlias(cst.Name("truenorm"), asname)
+    def _package(self, package: str) -> cst.ImportAlias:
+        """`truenorm`, or `truenorm as truenorm_` where that name is taken; and so for Keras."""
+        name = self.analysis.name if package == "truenorm" else self.analysis.keras
+        asname = None if name == package else cst.AsName(cst.Name(name))
+        return cst.ImportAlias(cst.Name(package), asname)
 
-    def _beside(self, edits: Sequence[str | None]) -> list[cst.Import]:
-        """`import truenorm` where one of these changes asks for it and the block has none."""
-        if "beside" not in edits or self.block[-1] in self.blocks:
-            return []
-        self.blocks.add(self.block[-1])
-        return [cst.Import([self._truenorm()])]
+    def _beside(self, aliases: Sequence[cst.ImportAlias]) -> list[cst.Import]:
+        """`import truenorm` and `import keras` where asked for and the block has none."""
+        edits = [self.analysis.edits.get(alias) for alias in aliases]
+        with_keras = "beside keras" in edits or any(
+            alias in self.analysis.with_keras for alias in aliases
+        )
+        new = []
+        for package, wanted in (("truenorm", "beside" in edits), ("keras", with_keras)):
+            if wanted and (self.block[-1], package) not in self.blocks:
+                self.blocks.add((self.block[-1], package))
+                new.append(cst.Import([self._package(package)]))
+        return new
 
 
 def _dotted(parts: Sequence[str]) -> cst.Name | cst.Attribute:

@@ -5,8 +5,10 @@ import json
 import re
 from typing import Any
 
-from truenorm.migrate_code.rewrite import Rewritten, check, complaint
-from truenorm.migrate_code.rewrite import rewrite as rewrite_module
+from truenorm_cli.migrate_code import requirements
+from truenorm_cli.migrate_code.rewrite import check, complaint
+from truenorm_cli.migrate_code.rewrite import rewrite as rewrite_module
+from truenorm_cli.migrate_code.uses import Rewritten, Use
 
 # %time, !pip, ?help and help?, also as x = !ls; not the % of Python, which begins no line.
 MAGIC = re.compile(r"\s*(?:[%!?]|[\w., \[\]]+=\s*[%!]|[\w.]+\?+\s*$)")
@@ -35,20 +37,26 @@ def rewrite(source: bytes) -> Rewritten:
         starts.append(script.count("\n") + 1)
         script += _hide(text, hidden, i + 1) + "\n"
     result = rewrite_module(script.encode())
-    uses = []
-    for use in result.uses:
-        cell = max(i for i, start in enumerate(starts) if start <= use.line)
-        uses.append(dataclasses.replace(use, line=use.line - starts[cell] + 1, cell=cell + 1))
+    uses, notes = ([_in_cell(use, starts) for use in some] for some in (result.uses, result.notes))
     new = re.split(rf"^{CELL.format('[0-9]+')}\n", result.source.decode(), flags=re.M)[1:]
     changed = False
     for cell, before, after in zip(cells, texts, new, strict=True):
-        text = _show(after.removesuffix("\n"), hidden)
+        text = requirements.without_commands(_show(after.removesuffix("\n"), hidden))
         if text != before:
             changed = True
             cell["source"] = (
                 text if isinstance(cell["source"], str) else text.splitlines(keepends=True)
             )
-    return Rewritten(_dump(notebook, source) if changed else source, uses)
+    for number, cell in enumerate(cells, 1):
+        for use in requirements.uses_in_commands("".join(cell["source"])):
+            uses.append(dataclasses.replace(use, cell=number))
+    return Rewritten(_dump(notebook, source) if changed else source, uses, tuple(notes))
+
+
+def _in_cell(use: Use, starts: list[int]) -> Use:
+    """The use with the line of its cell in the place of the line of the script."""
+    cell = max(i for i, start in enumerate(starts) if start <= use.line)
+    return dataclasses.replace(use, line=use.line - starts[cell] + 1, cell=cell + 1)
 
 
 class NotebookError(ValueError):
