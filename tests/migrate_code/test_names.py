@@ -100,13 +100,17 @@ def test_the_replacement_of_an_activation_computes_the_same(name):
     assert keras.ops.convert_to_numpy(y) == pytest.approx(ACTIVATIONS[name], abs=2e-6)
 
 
+@pytest.mark.parametrize("called", [False, True])
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_an_activation_is_rewritten_to_what_computes_the_same(name):
+def test_an_activation_is_rewritten_to_what_computes_the_same(name, called):
     libcst = pytest.importorskip("libcst", reason="migrate-code needs LibCST")
     from truenorm_cli.migrate_code import equals
 
     x = keras.ops.convert_to_tensor([-1.5, -0.4, 0.3, 2.0])
-    function, _ = equals.function(name, "keras")
+    function, _ = equals.function(name, "keras", called)
     code = libcst.Module([]).code_for_node(function)
-    y = eval(code, {"keras": keras})(x)
+    function = eval(code, {"keras": keras})
+    y = function(x)
+    if called:  # in a functional model
+        assert function(keras.Input((4,))).shape == (None, 4)
     assert keras.ops.convert_to_numpy(y) == pytest.approx(ACTIVATIONS[name], abs=2e-6)

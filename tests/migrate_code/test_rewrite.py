@@ -429,7 +429,8 @@ truenorm.layers.TLU]
         def f(x, y):
             x = keras.activations.gelu(x, approximate=True) + \
 keras.activations.gelu(x, approximate=False)
-            return (x * keras.ops.tanh(x)) - keras.activations.mish(x + y) * \
+            return (x * keras.ops.tanh(x)) - \
+(lambda x: x * keras.ops.tanh(keras.ops.softplus(x)))(x + y) * \
 keras.activations.soft_shrink(x) + (lambda x: x * keras.ops.tanh(x))(-x)
         used = [truenorm.layers.TLU()]
         """,

@@ -198,9 +198,10 @@ class Analysis(Reader):
                     equal=cst.AssignEqual(cst.SimpleWhitespace(""), cst.SimpleWhitespace("")),
                 )
         else:
-            function, is_lambda = equals.function(name, self.keras)
+            called = access.call is not None
+            function, is_lambda = equals.function(name, self.keras, called)
             self.replacements[access.nodes[-1]] = function
-            if is_lambda and access.call is None:
+            if is_lambda and not called:
                 line = self.positions[access.node].start.line
                 self.notes.append(Use(line, f"tfa.activations.{name}", equals.LAMBDA))
 

@@ -17,6 +17,8 @@ FORMULAS = {
     "lisht": "{x} * {keras}.ops.tanh({x})",
     "snake": "{x} + {keras}.ops.sin({x}) ** 2",
 }
+# keras.activations.mish and sparsemax take no symbolic tensor, so calls of them are others.
+CALLED = FORMULAS | {"mish": "{x} * {keras}.ops.tanh({keras}.ops.softplus({x}))"}
 # In a layer's config a lambda is code, which Keras loads with safe_mode=False only.
 LAMBDA = "now a lambda: to load a saved model without safe_mode=False, give the function a name"
 
@@ -48,16 +50,19 @@ def activation(path: tuple[str, ...]) -> str | None:
     return None
 
 
-def function(name: str, keras: str) -> tuple[cst.BaseExpression, bool]:
-    """The activation as a value, and whether it is a lambda."""
-    if name in NAMES:
+def function(name: str, keras: str, called: bool = False) -> tuple[cst.BaseExpression, bool]:
+    """The activation as a value, or to be called, and whether it is a lambda."""
+    if called and name == "sparsemax":
+        return cst.parse_expression(f"{keras}.ops.sparsemax"), False
+    formula = (CALLED if called else FORMULAS).get(name)
+    if formula is None:
         return cst.parse_expression(f"{keras}.activations.{NAMES[name]}"), False
-    return cst.parse_expression(f"(lambda x: {FORMULAS[name].format(keras=keras, x='x')})"), True
+    return cst.parse_expression(f"(lambda x: {formula.format(keras=keras, x='x')})"), True
 
 
 def call_of(name: str, call: cst.Call, keras: str) -> cst.BaseExpression | None:
     """What takes the place of a whole call, or None where only the function changes."""
     argument = call.args[0].value
-    if name in FORMULAS and name != "gelu" and isinstance(argument, cst.Name):
-        return cst.parse_expression(f"({FORMULAS[name].format(keras=keras, x=argument.value)})")
+    if name in CALLED and name != "gelu" and isinstance(argument, cst.Name):
+        return cst.parse_expression(f"({CALLED[name].format(keras=keras, x=argument.value)})")
     return None
