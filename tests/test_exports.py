@@ -43,13 +43,10 @@ EVERY_LAYER = {
     "layer function": lambda: lambda x: ops.layer_normalization(x, beta=CONSTANT),
     "filter response function": lambda: ops.filter_response_normalization,
     "TLU": lambda: truenorm.TLU(affine=True),
+    "weight": lambda: truenorm.WeightNormalization(keras.layers.Conv2D(4, 3, padding="same")),
     "spectral": lambda: truenorm.SpectralNormalization(keras.layers.Dense(4)),
     "Poincare": lambda: truenorm.PoincareNormalize(axis=-1),
 }
-if BACKEND != "tensorflow":  # where the first call is a branch of the graph
-    EVERY_LAYER["weight"] = lambda: truenorm.WeightNormalization(
-        keras.layers.Conv2D(4, 3, padding="same")
-    )
 # The input's shape, the layers, their axis of channels, and the shapes of two batches.
 MODELS = {
     "every layer": ((6, 6, 4), EVERY_LAYER, -1, (2, 6, 6, 4), (3, 6, 6, 4)),

@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from truenorm.layers.wrapper import KernelWrapper, Shape, Substitution, Tensor, polar, stored
+from truenorm.tracing import value_before
 
 DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 
@@ -251,6 +252,6 @@ def known(flag: Tensor) -> bool | None:
     try:
         return bool(flag)
     except TypeError:
-        return None
+        return value_before(flag) or None  # once true it stays true
     except RuntimeError:  # PyTorch where it exports, or works out shapes: as if called before
         return True
