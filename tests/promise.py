@@ -5,7 +5,8 @@ With s = max(1, |gamma * xhat| + |beta|), for |mean| / sd up to 1e4:
 - y in float32 within 2e-6 * s, in float64 within 1e-14 * s, in half precision within one unit in
   the last place of the rounded result plus 2e-6 * s;
 - dx within 4e-6 * max(|gamma * dy|) / sqrt(variance + epsilon) of its group;
-- dgamma and dbeta within 4e-6 of the L2 norm of the terms that they sum.
+- dgamma and dbeta within 4e-6 of the L2 norm of the terms that they sum; where gamma is as large as
+  x, so that dgamma is dy * xhat, within 4e-6 * |dy| * max(1, |xhat|).
 """
 
 import numpy as np
@@ -67,7 +68,9 @@ class Expected:
         allowed = np.broadcast_to(unit * g.max(reduced, keepdims=True) * rstd + tiny, g.shape)
         difference = reference.expand(abs(dx - expected[0]), self.view)[0]
         errors = {"dx": np.max(difference / allowed)}
-        terms = cotangent * reference.collapse(xhat, self.x.shape, self.view)
+        xhat = reference.collapse(xhat, self.x.shape, self.view)
+        # A sum of one term has the error of xhat itself, as y has it.
+        terms = cotangent * (xhat if xhat.size > self.gamma.size else np.maximum(1, abs(xhat)))
         for name, found, exact, summed in (
             ("dgamma", dgamma, expected[1], terms),
             ("dbeta", dbeta, expected[2], cotangent),

@@ -158,10 +158,8 @@ def test_gradients_of_per_sample_parameters(kind, rng):
 @pytest.mark.parametrize(
     ("axis", "error", "message"),
     [
-        (0, ValueError, r"axis=0 names the batch axis of an input of rank 3.*1 to 2, or -2 to -1"),
-        (-3, ValueError, r"axis=-3 names the batch axis of an input of rank 3"),
-        (3, ValueError, r"axis=3 is out of range for an input of rank 3; .* 1 to 2, or -2 to -1"),
-        (-4, ValueError, r"axis=-4 is out of range for an input of rank 3; .* 1 to 2, or -2 to -1"),
+        (3, ValueError, r"axis=3 is out of range for an input of rank 3; .* 0 to 2, or -3 to -1"),
+        (-4, ValueError, r"axis=-4 is out of range for an input of rank 3; .* 0 to 2, or -3 to -1"),
         (1.0, TypeError, r"axis=1.0 must be .*integer"),
         ("last", TypeError, r"axis='last' must be .*integer"),
         (None, TypeError, r"axis=None must be .*integer"),
@@ -178,11 +176,10 @@ def test_a_wrong_axis(kind, axis, error, message, rng):
 @pytest.mark.parametrize(
     ("axis", "message"),
     [
-        ([1, 1], r"axis=\[1, 1\] names an axis twice for an input of rank 3; .* 1 to 2, or -2 to"),
+        ([1, 1], r"axis=\[1, 1\] names an axis twice for an input of rank 3; .* 0 to 2, or -3 to"),
         ([2, -1], r"axis=\[2, -1\] names an axis twice for an input of rank 3"),
         ([1, 3], r"axis=\[1, 3\] is out of range for an input of rank 3"),
-        ([0, 1], r"axis=\[0, 1\] names the batch axis"),
-        ([], r"axis=\[\] names no axis; allowed axes are 1 to 2, or -2 to -1"),
+        ([], r"axis=\[\] names no axis; allowed axes are 0 to 2, or -3 to -1"),
     ],
 )
 def test_wrong_lists_of_axes(kind, axis, message):
@@ -192,8 +189,54 @@ def test_wrong_lists_of_axes(kind, axis, message):
 
 @every_function
 def test_an_input_without_an_axis_to_normalize(kind):
-    with pytest.raises(ValueError, match=r"axis=-1 .* of rank 1.* allowed axes are none"):
-        call(kind, np.zeros(3, "float32"))
+    with pytest.raises(ValueError, match=r"axis=-1 .* of rank 0.* allowed axes are none"):
+        call(kind, np.zeros((), "float32"))
+
+
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+def test_parameters_per_sample_where_samples_are_mixed(kind):
+    with pytest.raises(ValueError, match=r"gamma has the shape \(4, 4, 4\).* needs \(4, 4\)\."):
+        call(kind, np.zeros(SHAPE, "float32"), np.ones((4, 4, 4), "float32"), axis=[0, 2])
+
+
+class Foreign:
+    """An array of a framework that is not Keras' backend."""
+
+    def __array__(self, dtype=None, copy=None):
+        return np.zeros((3, 4), "float32")
+
+
+Foreign.__module__ = "elsewhere.arrays"
+
+
+@pytest.mark.parametrize("argument", ["x", "gamma", "beta", "mask"])
+def test_an_array_of_another_framework(argument):
+    given = {"x": np.zeros((3, 4), "float32"), argument: Foreign()}
+    message = f"{argument} is a Foreign of elsewhere, but Keras runs on {BACKEND};.*np.asarray"
+    with pytest.raises(TypeError, match=message):
+        truenorm.ops.layer_normalization(given.pop("x"), **given)
+    with pytest.raises(TypeError, match=f"x is a Foreign of elsewhere.*{BACKEND}"):
+        truenorm.ops.layer_normalization([Foreign(), Foreign()])
+
+
+def test_messages_are_short_and_come_at_once():
+    x = np.zeros((2, 4), "float32")
+    for options in (
+        {"groups": 10**5000},
+        {"axis": [1] * 10**6},
+        {"axis": "a" * 10**7},
+        {"groups": 3, "epsilon": 10**5000},
+        {"groups": 3, "implementation": "n" * 10**7},
+    ):
+        with pytest.raises((ValueError, TypeError)) as raised:
+            truenorm.ops.group_normalization(x, **options)
+        assert len(str(raised.value)) < 500
+    with pytest.raises(ValueError, match="does not divide the 1000000000000 channels") as raised:
+        truenorm.GroupNormalization(7).build((None, 10**12))
+    assert len(str(raised.value)) < 500
+    with pytest.raises(ValueError, match=r"gamma has the shape") as raised:
+        truenorm.ops.layer_normalization(*(np.zeros((1,) * n, "float32") for n in (30, 20)))
+    assert len(str(raised.value)) < 500
 
 
 @pytest.mark.parametrize("kind", ["group", "instance"])

@@ -156,7 +156,14 @@ def test_canonical_axes():
 )
 def test_axes_that_do_not_fit(axis, message):
     with pytest.raises(ValueError, match=message):
-        canonical_axes(axis, 4)
+        canonical_axes(axis, 4, first=1)
+
+
+def test_the_first_axis_where_it_may_be_named():
+    assert canonical_axes([0, -1], 3) == (0, 2)
+    assert canonical_axes(0, 1) == (0,)
+    with pytest.raises(ValueError, match=r"axis=3 is out of range.* 0 to 2, or -3 to -1"):
+        canonical_axes(3, 3)
 
 
 def test_axes_that_are_no_integers():
@@ -168,5 +175,8 @@ def test_groups_that_do_not_divide():
     message = r"groups=4 does not divide the 10 channels of axis 3; .*1, 2, 5, 10"
     with pytest.raises(ValueError, match=message):
         check_groups(4, 10, 3)
+    message = r"groups=7 does not divide the 1000000000000 channels .*\(1, 2, 4, 5, 8, 10, 16, 20,"
+    with pytest.raises(ValueError, match=message):
+        check_groups(7, 10**12, 3)
     check_groups(5, 10, 3)
     check_groups(4, None, 3)

@@ -1,4 +1,7 @@
-"""The one exception of the command-line tool."""
+"""The one exception of the command-line tool, and how a message shows a value."""
+
+import reprlib
+from typing import Any
 
 
 class InputError(ValueError):
@@ -7,3 +10,16 @@ class InputError(ValueError):
     The command-line tool prints it as one sentence and ends with exit code 2; in Python it is an
     ordinary `ValueError`.
     """
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlist = _SHORT.maxtuple = 12
+_SHORT.maxstring = _SHORT.maxother = 120
+
+
+def brief(value: Any) -> str:
+    """The value as a message shows it: its repr, cut where it is long, whatever it is."""
+    try:
+        return _SHORT.repr(value)
+    except Exception:  # a repr of somebody else's, or an integer that Python does not print
+        return f"a {type(value).__name__} that cannot be shown"

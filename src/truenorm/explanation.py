@@ -369,7 +369,7 @@ def _explain_one(name: str, shape: Shape, given: dict[str, Any]) -> Explanation:
     if "center" in given and name == "rms":
         raise InputError("center is no option of 'rms': RMS normalization has no beta.")
     try:
-        axes = canonical_axes(axis, rank)
+        axes = canonical_axes(axis, rank, first=1)
     except (ValueError, TypeError) as error:
         raise InputError(str(error)) from None
     for one in axes:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from truenorm import native, plain
+from truenorm.errors import brief
 
 NAMES = ("native", "plain")  # fastest first
 
@@ -37,8 +38,8 @@ def check(name: str | None) -> str | None:
     """Return an implementation's name as given, or raise ValueError with those there are."""
     if name is not None and name not in NAMES:
         raise ValueError(
-            f"implementation={name!r} is unknown; expected None (the fastest that supports the "
-            f"call) or one of {', '.join(map(repr, NAMES))}."
+            f"implementation={brief(name)} is unknown; expected None (the fastest that supports "
+            f"the call) or one of {', '.join(map(repr, NAMES))}."
         )
     return name
 

@@ -46,6 +46,12 @@ def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
     return getattr(KERNELS, "remembered", lambda same: same)(function)  # type: ignore[no-any-return]
 
 
+def with_whole_groups(x: Any, view: View) -> Any:
+    """X, whose number of channels is known when it runs: an error then where groups do not fit."""
+    check = getattr(KERNELS, "with_whole_groups", None)
+    return x if check is None else check(x, view)
+
+
 def unsupported(
     x: Any, gamma: Any, beta: Any, view: View, *, epsilon: Any, centered: bool, mask: Any
 ) -> str | None:

@@ -15,9 +15,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import backend
 
 from truenorm import native
+from truenorm.errors import brief
 from truenorm.implementation import check as check_implementation
 from truenorm.implementation import choose
 from truenorm.view import (
@@ -44,6 +46,9 @@ _TAKEN_AS_THEY_ARE = (
     (importlib.import_module("torch").Tensor,) if backend.backend() == "torch" else ()
 )
 
+# What is no array of another framework, though it may have an array's methods.
+_TAKEN = (numbers.Number, np.ndarray, np.generic, keras.Variable, keras.KerasTensor)
+
 # Their statistic is the root mean square; the others subtract the mean.
 UNCENTERED = ("filter_response_normalization", "rms_normalization")
 
@@ -65,11 +70,11 @@ def group_normalization(
     neighbouring channels.
 
     Args:
-        x: float tensor (N, ...), rank 2 or more.
+        x: float tensor (N, ...).
         gamma: scale, (C,), or (N, C) with one row per sample; None is one.
         beta: offset, shaped like gamma; None is zero.
         groups: a divisor of C, or -1 for one group per channel.
-        axis: the channel axis, anywhere but 0.
+        axis: the channel axis. With 0, or rank 1, x is one sample without a batch axis.
         epsilon: added to the variance, in units of x squared; not negative.
         mask: boolean, its shape a prefix of x's: (N,), (N, T), ... Elements where it is False
             stay out of the statistics, but are normalized with them.
@@ -81,7 +86,8 @@ def group_normalization(
 
     Raises:
         ValueError: a shape, axis, number of groups, epsilon or name does not fit.
-        TypeError: x is not floating, the mask not boolean, or axis or groups not an integer.
+        TypeError: x is not floating or of another framework than Keras' backend, the mask is not
+            boolean, or axis or groups not an integer.
         NotImplementedError: the named implementation does not support the call.
     """
     partition = {"groups": check_group_count(groups), "axis": check_single_axis(axis)}
@@ -124,11 +130,12 @@ def layer_normalization(
     `axis=[1, 2, 3]` one per sample.
 
     Args:
-        x: float tensor (N, ...), rank 2 or more.
+        x: float tensor of rank 1 or more.
         gamma: scale, of the sizes of the normalized axes in ascending order, or that shape after
             a leading N with one entry per sample; None is one.
         beta: offset, shaped like gamma; None is zero.
-        axis: the normalized axis, or a list of them; not 0.
+        axis: the normalized axis, or a list of them. With the batch axis 0 among them samples are
+            mixed, and gamma has no entry per sample.
         epsilon: added to the variance, in units of x squared; not negative.
         mask: as in `group_normalization`.
         implementation: None, "plain" or "native"; see `truenorm.use_implementation`.
@@ -181,7 +188,7 @@ def filter_response_normalization(
         beta: offset, shaped like gamma; None is zero.
         axis: the axis or axes over which the mean is taken: all but the batch axis 0 and the
             channel axis, which is the one that is left. [1, 2] for (N, H, W, C), [2, 3] for
-            (N, C, H, W), 1 for (N, T, C), [] for (N, C).
+            (N, C, H, W), 1 for (N, T, C), [] for (N, C). With 0 among them samples are mixed.
         epsilon: added to the mean square, in units of x squared; not negative.
         mask: as in `group_normalization`.
         implementation: None, "plain" or "native"; see `truenorm.use_implementation`.
@@ -202,8 +209,8 @@ def check_single_axis(axis: Any) -> int:
         return operator.index(axis)
     except TypeError:
         raise TypeError(
-            f"axis={axis!r} must be one integer, the channel axis; for statistics over several "
-            "axes use layer normalization, which takes a list."
+            f"axis={brief(axis)} must be one integer, the channel axis; for statistics over "
+            "several axes use layer normalization, which takes a list."
         ) from None
 
 
@@ -212,20 +219,24 @@ def check_group_count(groups: Any) -> int:
     try:
         count = operator.index(groups)
     except TypeError:
-        raise TypeError(f"groups={groups!r} must be an integer.") from None
+        raise TypeError(f"groups={brief(groups)} must be an integer.") from None
     if count < 1 and count != -1:
         raise ValueError(
-            f"groups={groups!r} must be a positive divisor of the number of channels, or -1 for "
-            "one group per channel."
+            f"groups={brief(groups)} must be a positive divisor of the number of channels, or -1 "
+            "for one group per channel."
         )
     return count
 
 
 def check_epsilon(epsilon: Any) -> float:
     """Return epsilon as a plain float, or raise ValueError unless it is finite and >= 0."""
-    if not isinstance(epsilon, (float, numbers.Real)) or not 0 <= float(epsilon) < float("inf"):
-        raise ValueError(f"epsilon={epsilon!r} must be a finite number of zero or more.")
-    return float(epsilon)
+    try:
+        number = float(epsilon) if isinstance(epsilon, (float, numbers.Real)) else -1.0
+    except OverflowError:
+        number = float("inf")
+    if not 0 <= number < float("inf"):
+        raise ValueError(f"epsilon={brief(epsilon)} must be a finite number of zero or more.")
+    return number
 
 
 def check_float64(requested: Any, given: Any) -> None:
@@ -244,19 +255,21 @@ def build_view(
     axis: int | Sequence[int],
     groups: int | None = None,
     per_channel: bool = False,
+    first: int = 0,
 ) -> View:
     """The view for an input of this shape: grouped channels, or whole axes where groups is None.
 
-    With `per_channel` the axes leave one for the channels, along which gamma and beta vary.
+    With `per_channel` the axes leave one for the channels, along which gamma and beta vary. With
+    `first=1`, as layers ask, axis 0 is refused.
 
     Raises:
-        ValueError: an axis does not exist or is the batch axis, or groups do not divide, or the
-            axes leave no axis, or several, for the channels.
+        ValueError: an axis does not exist or is refused, or groups do not divide, or the axes leave
+            no axis, or several, for the channels.
     """
     rank = len(shape)
     if per_channel:
-        return channel_view(rank, axis)
-    axes = canonical_axes(axis, rank)
+        return channel_view(rank, axis, first)
+    axes = canonical_axes(axis, rank, first)
     if groups is None:
         return axes_view(rank, axes)
     check_groups(groups, shape[axes[0]], axes[0])
@@ -313,6 +326,8 @@ def normalize(
     gamma, beta = _convert("gamma", gamma), _convert("beta", beta)
     shapes = [None if one is None else tuple(one.shape) for one in (x, gamma, beta, mask)]
     view = _checked_view(*shapes, axis, groups, per_channel)
+    if view.groups not in (None, -1) and x.shape[view.parameter_axes[0]] is None:
+        x = native.with_whole_groups(x, view)
     if gamma is not None and beta is not None and len(gamma.shape) != len(beta.shape):
         # One is per sample: repeat the other for every sample.
         rank, rows = len(view.parameter_axes), keras.ops.shape(x)[0]
@@ -333,10 +348,32 @@ def _convert(name: str, value: Any) -> Tensor | None:
         if name == "mask" or not value.is_floating_point():
             _check_dtype(name, value)
         return value
+    check_framework(name, value)
     tensor = keras.ops.convert_to_tensor(value)
     _check_dtype(name, tensor)
     check_float64(getattr(value, "dtype", tensor.dtype), tensor.dtype)
     return tensor
+
+
+def check_framework(name: str, value: Any) -> None:
+    """Raise TypeError where value is an array, but not the backend's, nor NumPy's.
+
+    Keras would make a tensor of the backend of it, without a word and without its gradient.
+    """
+    if isinstance(value, (list, tuple)):
+        for one in value:
+            check_framework(name, one)
+    elif (
+        not keras.ops.is_tensor(value)
+        and not isinstance(value, _TAKEN)
+        and (hasattr(value, "__array__") or hasattr(value, "__dlpack__"))
+    ):
+        kind, running = type(value), backend.backend()
+        framework = kind.__module__.split(".")[0].removesuffix("lib")
+        raise TypeError(
+            f"{name} is a {kind.__name__} of {framework}, but Keras runs on {running}; pass a "
+            f"tensor of {running}, or a NumPy array: np.asarray({name})."
+        )
 
 
 def _check_dtype(name: str, tensor: Any) -> None:
@@ -374,19 +411,19 @@ def _checked_view(
     for name, given in (("gamma", gamma), ("beta", beta)):
         if given is None:
             continue
-        expected = shared if len(given) == len(shared) else (shape[0], *shared)
-        if len(given) != len(expected) or not fits(given, expected):
+        allowed = [shared, (shape[0], *shared)] if view.has_samples else [shared]
+        if not any(len(given) == len(one) and fits(given, one) for one in allowed):
             raise ValueError(
-                f"{name} has the shape {given}, but x of shape {shape} with parameters over axes "
-                f"{list(view.parameter_axes)} needs {shared}, or {(shape[0], *shared)} for one "
-                "per sample."
+                f"{name} has the shape {brief(given)}, but x of shape {brief(shape)} with "
+                f"parameters over axes {brief(list(view.parameter_axes))} needs {brief(shared)}"
+                + (f", or {brief(allowed[1])} for one per sample." if view.has_samples else ".")
             )
     if mask is not None and (
         not 1 <= len(mask) <= len(shape) or not fits(mask, shape[: len(mask)])
     ):
         raise ValueError(
-            f"mask has the shape {mask}, which is not the beginning of x's shape {shape}; "
-            f"expected {shape[:1]}, {shape[:2]} or longer."
+            f"mask has the shape {brief(mask)}, which is not the beginning of x's shape "
+            f"{brief(shape)}; expected {shape[:1]}, {shape[:2]} or longer."
         )
     return view
 

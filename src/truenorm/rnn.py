@@ -10,7 +10,7 @@ from typing import Any
 import keras
 from keras import constraints, initializers, ops, regularizers
 
-from truenorm.layers.base import Shape
+from truenorm.layers.base import OwnFramework, Shape
 from truenorm.layers.layer_normalization import LayerNormalization
 from truenorm.ops import check_epsilon
 
@@ -23,7 +23,7 @@ def _fresh(initializer: Any) -> Any:
 
 
 @keras.saving.register_keras_serializable("truenorm")
-class LayerNormLSTMCell(keras.layers.LSTMCell):
+class LayerNormLSTMCell(OwnFramework, keras.layers.LSTMCell):
     """LSTM cell with layer normalization (Ba, Kiros and Hinton, 2016, arXiv:1607.06450).
 
     With LN a layer normalization over the last axis, each with its own gamma and beta:
@@ -162,7 +162,7 @@ class LayerNormLSTMCell(keras.layers.LSTMCell):
 
 
 @keras.saving.register_keras_serializable("truenorm")
-class LayerNormSimpleRNNCell(keras.layers.SimpleRNNCell):
+class LayerNormSimpleRNNCell(OwnFramework, keras.layers.SimpleRNNCell):
     """Simple recurrent cell with layer normalization (arXiv:1607.06450).
 
     With LN a layer normalization over the last axis, which has a gamma but no beta (the bias is

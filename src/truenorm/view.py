@@ -15,6 +15,7 @@ This module knows no framework. It deals in axis numbers; sizes are filled in la
 shapes whose entries may be integers or a framework's run-time scalars.
 """
 
+import bisect
 import dataclasses
 import functools
 import itertools
@@ -22,6 +23,8 @@ import math
 import operator
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
+
+from truenorm.errors import brief
 
 Part = Literal["whole", "group", "within"]
 
@@ -70,8 +73,9 @@ class View:
         length = shape[factor.axis]
         if factor.part == "whole":
             return length
-        groups = length if self.groups == -1 else self.groups
-        return groups if factor.part == "group" else length // groups
+        if self.groups == -1:
+            return length if factor.part == "group" else 1
+        return self.groups if factor.part == "group" else length // self.groups
 
     def sizes(self, shape: Sequence[Any]) -> tuple[Any, ...]:
         """(K0, R0, K1, R1) for an input of this shape."""
@@ -80,6 +84,11 @@ class View:
     def parameter_shape(self, shape: Sequence[Any]) -> tuple[Any, ...]:
         """The shape of gamma and beta for an input of this shape."""
         return tuple(shape[axis] for axis in self.parameter_axes)
+
+    @property
+    def has_samples(self) -> bool:
+        """Whether axis 0 is kept, so that each of its entries may have a gamma and beta."""
+        return any(one == Factor(0, False) for one in self.factors)
 
     def varies(self, factor: Factor, per_sample: bool = False) -> bool:
         """Whether gamma and beta vary along this factor."""
@@ -140,35 +149,36 @@ def integer_axes(axis: int | Sequence[int]) -> tuple[int, ...]:
             axes.append(operator.index(one))
         except TypeError:
             raise TypeError(
-                f"axis={axis!r} must be an integer or a list of integers; got {type(one).__name__}."
+                f"axis={brief(axis)} must be an integer or a list of integers; got "
+                f"{type(one).__name__}."
             ) from None
     return tuple(axes)
 
 
-def canonical_axes(axis: int | Sequence[int], rank: int) -> tuple[int, ...]:
+def canonical_axes(axis: int | Sequence[int], rank: int, first: int = 0) -> tuple[int, ...]:
     """Return axis or axes as ascending non-negative numbers, for an input of this rank.
 
-    Axis 0 is refused: it holds the samples, which no normalization of one sample may mix.
+    With `first=1` axis 0 is refused: it holds the samples, which no layer may mix.
 
     Raises:
-        ValueError: an axis is out of range, given twice, the batch axis, or there is none.
+        ValueError: an axis is out of range, given twice, the refused one, or there is none.
         TypeError: an axis is not an integer.
     """
     given = integer_axes(axis)
     axes = tuple(sorted(index % rank for index in given)) if rank else ()
     in_range = all(-rank <= index < rank for index in given)
-    if axes and in_range and 0 not in axes and len(set(axes)) == len(axes):
+    if axes and in_range and axes[0] >= first and len(set(axes)) == len(axes):
         return axes
     if not given:
         fault = "names no axis"
     elif not in_range:
         fault = f"is out of range for an input of rank {rank}"
-    elif 0 in axes:
+    elif axes[0] < first:
         fault = f"names the batch axis of an input of rank {rank}, whose samples must not be mixed"
     else:
         fault = f"names an axis twice for an input of rank {rank}"
-    allowed = f"1 to {rank - 1}, or -{rank - 1} to -1" if rank > 1 else "none"
-    raise ValueError(f"axis={axis!r} {fault}; allowed axes are {allowed}, each once.")
+    allowed = f"{first} to {rank - 1}, or -{rank - first} to -1" if rank > first else "none"
+    raise ValueError(f"axis={brief(axis)} {fault}; allowed axes are {allowed}, each once.")
 
 
 def check_groups(groups: int, channels: int | None, axis: int) -> None:
@@ -176,17 +186,28 @@ def check_groups(groups: int, channels: int | None, axis: int) -> None:
     if groups == -1 or channels is None:
         return
     if groups > channels or channels % groups:
-        divisors = ", ".join(str(n) for n in range(1, channels + 1) if channels % n == 0)
+        divisors = ", ".join(map(brief, _divisors(channels, near=groups)))
+        channels, groups = brief(channels), brief(groups)  # type: ignore[assignment]
         raise ValueError(
             f"groups={groups} does not divide the {channels} channels of axis {axis}; "
             f"choose a divisor of {channels} ({divisors}), or groups=-1 for one group per channel."
         )
 
 
+def _divisors(number: int, near: int, most: int = 12) -> list[int]:
+    """The divisors of a number, ascending: `most` of those nearest to `near`, found quickly."""
+    small = [n for n in range(1, min(math.isqrt(number), 10_000) + 1) if number % n == 0]
+    found = sorted({*small, *(number // n for n in small)})
+    place = bisect.bisect(found, near)
+    begin = max(0, min(place - most // 2, len(found) - most))
+    return found[begin : begin + most]
+
+
 def group_view(rank: int, axis: int, groups: int) -> View:
     """View of group normalization: each sample's channels in groups, all other axes reduced.
 
-    `axis` is a canonical channel axis; `groups=-1` is instance normalization.
+    `axis` is a canonical channel axis; `groups=-1` is instance normalization. Where the channels
+    are axis 0, the input is one sample.
     """
     factors = []
     for current in range(rank):
@@ -209,24 +230,26 @@ def axes_view(
     return View(rank, _runs(factors), tuple(reduced if parameter_axes is None else parameter_axes))
 
 
-def channel_view(rank: int, axis: int | Sequence[int]) -> View:
+def channel_view(rank: int, axis: int | Sequence[int], first: int = 0) -> View:
     """View of filter response normalization: each sample's channels, over the axes `axis` names.
 
     These are all axes but the batch axis and one, the channel axis, along which gamma and beta
-    vary. For an input (N, C), which has no others, `axis` is an empty list.
+    vary. For an input (N, C), which has no others, `axis` is an empty list. The batch axis may be
+    among them unless `first=1`.
 
     Raises:
         ValueError: not exactly one axis is left, or an axis is refused by `canonical_axes`.
         TypeError: an axis is not an integer.
     """
-    reduced = canonical_axes(axis, rank) if integer_axes(axis) else ()
+    reduced = canonical_axes(axis, rank, first) if integer_axes(axis) else ()
     channels = [one for one in range(1, rank) if one not in reduced]
     if len(channels) != 1:
-        last, first = list(range(1, rank - 1)), list(range(2, rank))
+        left = f"the axes {channels}" if channels else "no axis"
+        last, second = list(range(1, rank - 1)), list(range(2, rank))
         raise ValueError(
-            f"axis={axis!r} leaves {f'the axes {channels}' if channels else 'no axis'} of an input "
-            f"of rank {rank} for the channels; it must name every axis but the batch axis 0 and "
-            f"the one channel axis: {last} where the channels are last, {first} where they are "
+            f"axis={brief(axis)} leaves {left} of an input of "
+            f"rank {rank} for the channels; it must name every axis but the batch axis 0 and "
+            f"the one channel axis: {last} where the channels are last, {second} where they are "
             "first."
         )
     return axes_view(rank, reduced, channels)

@@ -106,7 +106,8 @@ def normalize(
     beta = jnp.zeros(shape, compute) if beta is None else beta.astype(compute)
     how = recipe(view, False)
     permuted = view.permuted(how.order)
-    options = {"view": permuted, "lead": 1, "epsilon": epsilon, "centered": centered}
+    lead = int(view.has_samples)
+    options = {"view": permuted, "lead": lead, "epsilon": epsilon, "centered": centered}
     gamma, beta = (one.transpose(how.parameter_order) for one in (gamma, beta))
     y, _ = forward_p.bind(x.transpose(how.order) if how.permutes else x, gamma, beta, **options)
     return y.transpose(how.inverse) if how.permutes else y

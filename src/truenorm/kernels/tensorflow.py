@@ -71,6 +71,20 @@ def unsupported(x: Any, gamma: Any, beta: Any, view: View) -> str | None:
     return None
 
 
+def with_whole_groups(x: tf.Tensor, view: View) -> tf.Tensor:
+    """X, with a check when it runs that the view's groups divide the channels."""
+    (axis,) = view.parameter_axes
+    channels = tf.shape(x)[axis]
+    checked = tf.debugging.assert_equal(
+        channels % view.groups,
+        0,
+        message=f"groups={view.groups} does not divide the channels of axis {axis}; choose a "
+        "divisor of their number, or groups=-1 for one group per channel.",
+    )
+    with tf.control_dependencies([checked]):
+        return tf.identity(x)
+
+
 def normalize(
     x: tf.Tensor,
     gamma: tf.Tensor | None,

@@ -1,4 +1,4 @@
-"""What the normalization layers share: their arguments, the weights gamma and beta, the config."""
+"""What the layers share: how they take their inputs; the weights gamma and beta; the config."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,13 +7,86 @@ import keras
 from keras import constraints, initializers, regularizers
 
 from truenorm import ops
+from truenorm.errors import brief
 from truenorm.implementation import check as check_implementation
 from truenorm.view import View, integer_axes
 
 Shape = Sequence[int | None]
 
 
-class NormalizationLayer(keras.layers.Layer):
+class OwnFramework:
+    """A mixin of layers and cells: arrays of another framework than the backend's are refused.
+
+    Keras would turn them into the backend's tensors without a word.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As in Keras.
+
+        Raises:
+            TypeError: an argument is an array of another framework.
+        """
+        for one in args:
+            if not keras.ops.is_tensor(one):
+                _check_frameworks(one)
+        if kwargs:
+            _check_frameworks(kwargs)
+        return super().__call__(*args, **kwargs)  # type: ignore[misc]
+
+
+def _check_frameworks(arguments: Any) -> None:
+    for one in keras.tree.flatten(arguments):
+        ops.check_framework("an argument", one)
+
+
+def wider(one: str, other: str) -> str:
+    """The narrowest floating dtype that holds the numbers of both.
+
+    Not `keras.backend.result_type`, which knows no float64.
+    """
+    if one == other or "float64" in (one, other):
+        return one if one == other else "float64"
+    return "float32"
+
+
+class RoundedOnce(OwnFramework, keras.layers.Layer):
+    """A layer of one tensor that computes with what comes in, and rounds the result to its dtype.
+
+    Keras would round the input first, which makes Inf of large numbers in half precision.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.autocast = False
+        self.supports_masking = True
+
+    def widened(self, inputs: Any) -> Any:
+        """The inputs in the wider of their own dtype and the layer's; integers at least float32."""
+        own = keras.backend.standardize_dtype(inputs.dtype)
+        if not keras.backend.is_float_dtype(own):
+            if own.startswith("complex"):
+                raise TypeError(
+                    f"{type(self).__name__} {self.name!r} takes real numbers, but its input is "
+                    f"{own}; pass the real and the imaginary part as two channels."
+                )
+            own = "float32"
+        dtype = wider(own, self.compute_dtype)
+        if dtype == keras.backend.standardize_dtype(inputs.dtype):
+            return inputs
+        return keras.ops.cast(inputs, dtype)
+
+    def rounded(self, outputs: Any) -> Any:
+        """The result in the layer's dtype."""
+        if keras.backend.standardize_dtype(outputs.dtype) == self.compute_dtype:
+            return outputs
+        return keras.ops.cast(outputs, self.compute_dtype)
+
+    def compute_output_shape(self, input_shape: Shape) -> tuple[int | None, ...]:
+        """The input shape."""
+        return tuple(input_shape)
+
+
+class NormalizationLayer(RoundedOnce):
     """A layer with optional weights gamma and beta; a subclass says over which axes it works.
 
     The weights keep their own dtype (autocast is off), so that mixed precision loses nothing of
@@ -53,7 +126,6 @@ class NormalizationLayer(keras.layers.Layer):
         self.gamma_constraint = constraints.get(gamma_constraint)
         self.use_mask = use_mask
         self.implementation = check_implementation(implementation)
-        self.supports_masking = True
         self.gamma: Any = None
         self.beta: Any = None
 
@@ -67,7 +139,7 @@ class NormalizationLayer(keras.layers.Layer):
 
     def build(self, input_shape: Shape) -> None:
         """Create gamma and beta, in this order, where `scale` and `center` ask for them."""
-        view = ops.build_view(input_shape, **self.partition())
+        view = ops.build_view(input_shape, **self.partition(), first=1)
         shape = self.parameter_shape(view, input_shape)
         if None in shape and (self.scale or self.center):
             raise ValueError(
@@ -91,23 +163,24 @@ class NormalizationLayer(keras.layers.Layer):
         """Normalize a tensor of the shape that the layer was built for.
 
         Args:
-            inputs: float tensor (N, ...).
+            inputs: tensor (N, ...); integers are taken as float32.
             mask: boolean, its shape a prefix of the inputs'; ignored where use_mask is False.
         """
-        return ops.normalize(
-            inputs,
-            self.gamma,
-            self.beta,
+        return self.normalized(inputs, self.gamma, self.beta, mask, self.epsilon)
+
+    def normalized(self, inputs: Any, gamma: Any, beta: Any, mask: Any, epsilon: Any) -> Any:
+        """The result with these parameters, in the layer's dtype."""
+        outputs = ops.normalize(
+            self.widened(inputs),
+            gamma,
+            beta,
             mask if self.use_mask else None,
             centered=self.centered,
             implementation=self.implementation,
-            epsilon=self.epsilon,
+            epsilon=epsilon,
             **self.partition(),
         )
-
-    def compute_output_shape(self, input_shape: Shape) -> tuple[int | None, ...]:
-        """The input shape."""
-        return tuple(input_shape)
+        return self.rounded(outputs)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments; use_mask and implementation only where they were set."""
@@ -140,12 +213,14 @@ def checked_axes(axis: int | Sequence[int]) -> int | list[int]:
     """
     axes = integer_axes(axis)
     if not axes:
-        raise ValueError(f"axis={axis!r} names no axis; expected an integer or a list of them.")
+        raise ValueError(
+            f"axis={brief(axis)} names no axis; expected an integer or a list of them."
+        )
     if 0 in axes:
         raise ValueError(
-            f"axis={axis!r} names the batch axis, whose samples must not be mixed; "
+            f"axis={brief(axis)} names the batch axis, whose samples must not be mixed; "
             "expected axes from 1 on, or negative ones."
         )
     if len(set(axes)) < len(axes):
-        raise ValueError(f"axis={axis!r} names an axis twice; expected each axis once.")
+        raise ValueError(f"axis={brief(axis)} names an axis twice; expected each axis once.")
     return list(axes) if isinstance(axis, (list, tuple)) else axes[0]

@@ -6,7 +6,6 @@ from typing import Any
 import keras
 from keras import constraints
 
-from truenorm import ops
 from truenorm.layers.base import NormalizationLayer, Shape, checked_axes
 from truenorm.view import View, integer_axes
 
@@ -116,16 +115,8 @@ class FilterResponseNormalization(NormalizationLayer):
             # Not abs, whose gradient at zero differs between backends: here it is zero.
             sign = keras.ops.stop_gradient(keras.ops.sign(self.eps_learned))
             epsilon = epsilon + sign * self.eps_learned
-        return ops.normalize(
-            inputs,
-            keras.ops.reshape(self.gamma, [-1]),
-            keras.ops.reshape(self.beta, [-1]),
-            mask if self.use_mask else None,
-            centered=self.centered,
-            implementation=self.implementation,
-            epsilon=epsilon,
-            **self.partition(),
-        )
+        gamma, beta = (keras.ops.reshape(one, [-1]) for one in (self.gamma, self.beta))
+        return self.normalized(inputs, gamma, beta, mask, epsilon)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments; there is always a gamma and a beta."""

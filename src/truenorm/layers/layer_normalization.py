@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+from keras import ops
 
-from truenorm.layers.base import NormalizationLayer, checked_axes
+from truenorm.layers.base import NormalizationLayer, checked_axes, wider
+from truenorm.view import canonical_axes
 
 
 @keras.saving.register_keras_serializable("truenorm")
@@ -26,7 +28,9 @@ class LayerNormalization(NormalizationLayer):
         use_mask: keep masked elements out of the statistics; False ignores the mask. A place all
             of whose elements are masked yields beta.
         implementation: None for the fastest that supports the call, "plain" or "native".
-        **kwargs: `name`, `dtype`, `trainable`.
+        **kwargs: `name`, `dtype`, `trainable`; and `rms_scaling`, which Keras' configs have: True
+            divides by the standard deviation without subtracting the mean, and has a gamma but no
+            beta, as Keras' layer does. It is not RMS normalization; `RMSNormalization` is.
 
     Input and output: a float tensor (N, ...) of rank 2 or more; sizes of axes that are not
     normalized may be unknown.
@@ -51,10 +55,11 @@ class LayerNormalization(NormalizationLayer):
         implementation: str | None = None,
         **kwargs: Any,
     ) -> None:
+        rms_scaling = bool(kwargs.pop("rms_scaling", False))
         super().__init__(
             epsilon=epsilon,
-            center=center,
-            scale=scale,
+            center=center and not rms_scaling,
+            scale=scale or rms_scaling,
             beta_initializer=beta_initializer,
             gamma_initializer=gamma_initializer,
             beta_regularizer=beta_regularizer,
@@ -66,7 +71,41 @@ class LayerNormalization(NormalizationLayer):
             **kwargs,
         )
         self.axis = checked_axes(axis)
+        self.rms_scaling = rms_scaling
+
+    def call(self, inputs: Any, mask: Any = None) -> Any:
+        """See the base class."""
+        if self.rms_scaling:
+            return self.rounded(self._scaled(inputs, mask if self.use_mask else None))
+        return super().call(inputs, mask)
+
+    def _scaled(self, inputs: Any, mask: Any) -> Any:
+        """Gamma * x / sqrt(variance + epsilon), with the variance about the mean."""
+        x = self.widened(inputs)
+        x = ops.cast(x, wider(keras.backend.standardize_dtype(x.dtype), "float32"))
+        rank = len(x.shape)
+        axes = canonical_axes(self.axis, rank)
+        real = ops.ones_like(x, dtype="bool")
+        if mask is not None:
+            real = ops.logical_and(
+                real, ops.reshape(mask, [*ops.shape(mask), *[1] * (rank - len(mask.shape))])
+            )
+        count = ops.sum(ops.cast(real, x.dtype), axes, keepdims=True)
+        count = ops.where(count > 0, count, ops.ones_like(count))
+
+        def mean(t: Any) -> Any:
+            return ops.sum(ops.where(real, t, ops.zeros_like(t)), axes, keepdims=True) / count
+
+        variance = mean(ops.square(x - mean(x)))
+        sizes = [size if axis in axes else 1 for axis, size in enumerate(inputs.shape)]
+        gamma = ops.reshape(ops.cast(self.gamma, x.dtype), sizes)
+        return gamma * (x / ops.sqrt(variance + self.epsilon))
 
     def partition(self) -> dict[str, Any]:
         """See the base class."""
         return {"axis": self.axis}
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments; rms_scaling only where it was set."""
+        config = super().get_config()
+        return {**config, "rms_scaling": True} if self.rms_scaling else config

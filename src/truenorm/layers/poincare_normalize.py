@@ -5,13 +5,13 @@ from typing import Any
 
 import keras
 
-from truenorm.layers.base import Shape
+from truenorm.layers.base import RoundedOnce, Shape, wider
 from truenorm.ops import check_epsilon
 from truenorm.view import integer_axes
 
 
 @keras.saving.register_keras_serializable("truenorm")
-class PoincareNormalize(keras.layers.Layer):
+class PoincareNormalize(RoundedOnce):
     """Shorten vectors to the norm 1 - epsilon where they are longer (arXiv:1705.08039).
 
     The vectors lie along `axis`. Those that are shorter stay as they are: the result is in the
@@ -50,7 +50,6 @@ class PoincareNormalize(keras.layers.Layer):
         self.axis: Any = (
             list(axes) if isinstance(axis, (list, tuple)) else axes[0] if axes else None
         )
-        self.supports_masking = True
 
     def build(self, input_shape: Shape) -> None:
         """Check the axes; there are no weights."""
@@ -66,8 +65,8 @@ class PoincareNormalize(keras.layers.Layer):
 
     def call(self, inputs: Any) -> Any:
         """Shorten the vectors of a float tensor."""
-        dtype = keras.backend.standardize_dtype(inputs.dtype)
-        x = keras.ops.cast(inputs, "float64" if dtype == "float64" else "float32")
+        x = self.widened(inputs)
+        x = keras.ops.cast(x, wider(keras.backend.standardize_dtype(x.dtype), "float32"))
         axes = range(len(x.shape)) if self.axis is None else integer_axes(self.axis)
         # In units of the largest element, whose choice changes nothing, no square overflows.
         unit = keras.ops.stop_gradient(keras.ops.max(keras.ops.abs(x), tuple(axes), keepdims=True))
@@ -78,11 +77,7 @@ class PoincareNormalize(keras.layers.Layer):
         # The root's derivative is infinite at zero: what is short does not take it.
         root = keras.ops.sqrt(keras.ops.where(short, keras.ops.ones_like(squares), squares))
         factor = keras.ops.where(short, keras.ops.ones_like(squares), limit / unit / root)
-        return keras.ops.cast(x * factor, dtype)
-
-    def compute_output_shape(self, input_shape: Shape) -> tuple[int | None, ...]:
-        """The input shape."""
-        return tuple(input_shape)
+        return self.rounded(x * factor)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

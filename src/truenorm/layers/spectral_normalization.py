@@ -6,7 +6,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from truenorm.layers.wrapper import KernelWrapper, Shape, Substitution, Tensor, polar, stored
+from truenorm.layers.base import Shape
+from truenorm.layers.wrapper import KernelWrapper, Substitution, Tensor, polar, stored
 
 
 @keras.saving.register_keras_serializable("truenorm")

@@ -6,12 +6,12 @@ from typing import Any
 import keras
 from keras import constraints, initializers, regularizers
 
-from truenorm.layers.base import Shape, checked_axes
+from truenorm.layers.base import RoundedOnce, Shape, checked_axes, wider
 from truenorm.view import canonical_axes
 
 
 @keras.saving.register_keras_serializable("truenorm")
-class TLU(keras.layers.Layer):
+class TLU(RoundedOnce):
     """Thresholded linear unit, the activation after filter response normalization.
 
     y = max(x, tau), or max(x, alpha * x + tau) where it is affine, with tau and alpha learned
@@ -62,14 +62,13 @@ class TLU(keras.layers.Layer):
         self.alpha_regularizer = regularizers.get(alpha_regularizer)
         self.alpha_constraint = constraints.get(alpha_constraint)
         self.shared_axes = None if shared_axes is None else checked_axes(shared_axes)
-        self.supports_masking = True
         self.tau: Any = None
         self.alpha: Any = None
 
     def build(self, input_shape: Shape) -> None:
         """Create tau, and alpha where `affine` asks for it."""
         rank = len(input_shape)
-        shared = () if self.shared_axes is None else canonical_axes(self.shared_axes, rank)
+        shared = () if self.shared_axes is None else canonical_axes(self.shared_axes, rank, first=1)
         sizes = {axis: input_shape[axis] for axis in range(1, rank) if axis not in shared}
         unknown = [axis for axis, size in sizes.items() if size is None]
         if unknown:
@@ -93,19 +92,15 @@ class TLU(keras.layers.Layer):
 
     def call(self, inputs: Any) -> Any:
         """The larger of x and its threshold, element by element."""
-        dtype = keras.backend.standardize_dtype(inputs.dtype)
-        compute_dtype = "float64" if dtype == "float64" else "float32"
-        x = keras.ops.cast(inputs, compute_dtype)
+        x = self.widened(inputs)
+        compute_dtype = wider(keras.backend.standardize_dtype(x.dtype), "float32")
+        x = keras.ops.cast(x, compute_dtype)
         threshold = keras.ops.cast(self.tau, compute_dtype)
         if self.affine:
             threshold = threshold + keras.ops.cast(self.alpha, compute_dtype) * x
         # Not maximum, whose gradient where both are equal differs between backends. NaN stays NaN.
         above = keras.ops.logical_or(x >= threshold, keras.ops.isnan(x))
-        return keras.ops.cast(keras.ops.where(above, x, threshold), dtype)
-
-    def compute_output_shape(self, input_shape: Shape) -> tuple[int | None, ...]:
-        """The input shape."""
-        return tuple(input_shape)
+        return self.rounded(keras.ops.where(above, x, threshold))
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments; those of alpha and shared_axes only where they are used."""

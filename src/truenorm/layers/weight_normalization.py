@@ -7,7 +7,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from truenorm.layers.wrapper import KernelWrapper, Shape, Substitution, Tensor, polar, stored
+from truenorm.layers.base import Shape
+from truenorm.layers.wrapper import KernelWrapper, Substitution, Tensor, polar, stored
 from truenorm.tracing import value_before
 
 DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)

@@ -7,8 +7,10 @@ import keras
 from keras import ops
 from keras.src.backend import AutocastScope  # Keras has no public name for it
 
+from truenorm.errors import brief
+from truenorm.layers.base import OwnFramework, Shape
+
 Tensor = Any
-Shape = tuple[int | None, ...]
 
 
 class Substitution(keras.StatelessScope):
@@ -78,7 +80,7 @@ def polar(x: Tensor, axes: tuple[int, ...] | None = None) -> tuple[Tensor, Tenso
     return x / length, ops.where(zero, ops.zeros_like(length), length) * largest
 
 
-class KernelWrapper(keras.layers.Wrapper):
+class KernelWrapper(OwnFramework, keras.layers.Wrapper):
     """A wrapper that calls its layer with a computed kernel.
 
     The layer keeps its variables, names and config; the wrapper adds its own. The dtype policy is
@@ -88,8 +90,8 @@ class KernelWrapper(keras.layers.Wrapper):
     def __init__(self, layer: keras.Layer, **kwargs: Any) -> None:
         if not isinstance(layer, keras.Layer):
             raise ValueError(
-                f"{type(self).__name__} wraps a Keras layer, but layer={layer!r} was passed; pass "
-                "an instance such as keras.layers.Dense(8)."
+                f"{type(self).__name__} wraps a Keras layer, but layer={brief(layer)} was passed; "
+                "pass an instance such as keras.layers.Dense(8)."
             )
         kwargs.setdefault("dtype", layer.dtype_policy)
         super().__init__(layer, **kwargs)
