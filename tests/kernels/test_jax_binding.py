@@ -171,10 +171,96 @@ print("all right")
 """
 
 
-def test_arrays_split_over_four_devices():
+# Functions of shards, whose gradients in what is not split are sums over the devices.
+SHARD_MAPPED = """
+import numpy as np, jax, jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from truenorm import ops
+
+line = jax.make_mesh((4,), ("b",), axis_types=(AxisType.Auto,))
+square = jax.make_mesh((2, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+rng = np.random.default_rng(0)
+draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+x, gamma, beta = draw(8, 6), draw(6), draw(6)
+every = (0, 1, 2)
+
+def loss(x, gamma, beta, implementation="native", call=ops.layer_normalization):
+    return (call(x, gamma, beta, implementation=implementation) ** 3 * jnp.sin(x)).sum()
+
+def plain(*arguments, **options):
+    return loss(*arguments, "plain", **options)
+
+def close(found, expected):
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4 * np.abs(other).max())
+
+def sharded(function, names, mesh, *specs, **options):
+    local = lambda *arguments: jax.lax.psum(function(*arguments), names)
+    return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P(), **options)
+
+# The gradient outside of shard_map, with and without its check, over one or two mesh axes.
+whole = jax.grad(plain, every)(x, gamma, beta)
+for mesh, names, options in (
+    (line, "b", {}),
+    (line, "b", {"check_vma": False}),
+    (square, ("a", "b"), {}),
+    (square, "a", {}),
+    (square, "a", {"axis_names": {"a"}}),
+):
+    split = sharded(loss, names, mesh, P(names), P(), P(), **options)
+    close(jax.jit(jax.grad(split, every))(x, gamma, beta), whole)
+# The gradient inside.
+local = jax.grad(lambda *a: jax.lax.psum(loss(*a), "b"), every)
+inside = jax.shard_map(local, mesh=line, in_specs=(P("b"), P(), P()), out_specs=(P("b"), P(), P()))
+close(jax.jit(inside)(x, gamma, beta), whole)
+# Parameters that are split while x is or is not, and none at all.
+rows = draw(8, 6), draw(8, 6)
+split = sharded(loss, "b", line, P("b"), P("b"), P("b"))
+close(jax.jit(jax.grad(split, every))(x, *rows), jax.grad(plain, every)(x, *rows))
+split = sharded(lambda x, g, b: loss(x, g[0], b[0]), "b", line, P(), P("b"), P("b"))
+each = lambda x, g, b: sum(plain(x, g[i], b[i]) for i in range(0, 8, 2))
+close(jax.jit(jax.grad(split, every))(x, *rows), jax.grad(each, every)(x, *rows))
+split = sharded(lambda x: loss(x, None, None), "b", line, P("b"))
+close(jax.jit(jax.grad(split))(x), jax.grad(lambda x: plain(x, None, None))(x))
+images, channels = draw(4, 5, 8), (draw(8), draw(8))
+instance = {"call": ops.instance_normalization}
+split = sharded(lambda *a: loss(*a, **instance), "b", line, P(None, None, "b"), P("b"), P("b"))
+exact = jax.grad(lambda *a: plain(*a, **instance), every)(images, *channels)
+close(jax.jit(jax.grad(split, every))(images, *channels), exact)
+# Under and inside vmap, forward mode, second derivatives.
+split = sharded(loss, "b", line, P("b"), P(), P())
+stack, stacks = draw(3, 8, 6), (draw(3, 6), draw(3, 6))
+for arguments, axes in (((stack, gamma, beta), (0, None, None)), ((stack, *stacks), 0)):
+    mapped = lambda one: lambda *a: jax.vmap(one, axes)(*a).sum()
+    exact = jax.grad(mapped(plain), every)(*arguments)
+    close(jax.jit(jax.grad(mapped(split), every))(*arguments), exact)
+    inside = sharded(mapped(loss), "b", line, P(None, "b"), P(), P())
+    close(jax.jit(jax.grad(inside, every))(*arguments), exact)
+tangents = draw(8, 6), draw(6), draw(6)
+arguments = x, gamma, beta
+forward = lambda one: jax.jvp(one, arguments, tangents)
+close(jax.jit(forward, static_argnums=0)(split), forward(plain))
+in_gamma = lambda one: jax.jvp(lambda g: one(x, g, beta), (gamma,), tangents[1:2])
+close(in_gamma(split), in_gamma(plain))
+close(jax.jacfwd(split)(*arguments), whole[0])
+close(jax.jit(jax.hessian(split, 1))(*arguments), jax.hessian(plain, 1)(*arguments))
+# Shardings that are a part of the type.
+typed = jax.make_mesh((4,), ("b",), axis_types=(AxisType.Explicit,))
+with jax.set_mesh(typed):
+    for x_spec, spec in ((P("b"), P()), (P(None, None, "b"), P("b")), (P(None, None, "b"), P())):
+        put = lambda one, spec: jax.device_put(one, NamedSharding(typed, spec))
+        given = put(images, x_spec), put(channels[0], spec), put(channels[1], spec)
+        found = jax.jit(jax.grad(lambda *a: loss(*a, **instance), every))(*given)
+        close(found, jax.grad(lambda *a: plain(*a, **instance), every)(images, *channels))
+print("all right")
+"""
+
+
+@pytest.mark.parametrize("program", [SHARDED, SHARD_MAPPED], ids=["jit", "shard_map"])
+def test_arrays_split_over_four_devices(program):
     flags = "--xla_force_host_platform_device_count=4"
     done = subprocess.run(
-        [sys.executable, "-c", SHARDED], capture_output=True, text=True, timeout=500,
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=500,
         env=os.environ | {"XLA_FLAGS": flags, "KERAS_BACKEND": "jax"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]

@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax._src import core  # see _alike
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
@@ -109,7 +110,8 @@ def normalize(
     lead = int(view.has_samples)
     options = {"view": permuted, "lead": lead, "epsilon": epsilon, "centered": centered}
     gamma, beta = (one.transpose(how.parameter_order) for one in (gamma, beta))
-    y, _ = forward_p.bind(x.transpose(how.order) if how.permutes else x, gamma, beta, **options)
+    x = x.transpose(how.order) if how.permutes else x
+    y, _ = _bind(forward_p, x, gamma, beta, **options)
     return y.transpose(how.inverse) if how.permutes else y
 
 
@@ -286,6 +288,18 @@ backward_p.multiple_results = True
 tangent_p = Primitive("truenorm_tangent")
 
 
+# Inside `jax.shard_map` operands that differ from device to device make the others differ too. JAX
+# marks that by an operation, whose transpose is the sum over devices; its own operations insert it
+# by themselves. The function that does has no public name, and had another one before JAX 0.9; a
+# version without either has no native kernels, rather than gradients of one device.
+_alike: Any = getattr(core, "auto_insert_reshard", None) or core.standard_insert_pvary
+
+
+def _bind(primitive: Primitive, *operands: Any, **options: Any) -> Any:
+    """Bind a primitive to operands that vary over the same devices, as the rules below have it."""
+    return primitive.bind(*_alike(*operands), **options)
+
+
 def _implement(primitive: Primitive) -> None:
     """Evaluate outside of jit by compiling the call, as JAX's own operations do."""
 
@@ -302,8 +316,11 @@ for _primitive in (forward_p, backward_p, tangent_p):
 
 @forward_p.def_abstract_eval
 def _(x: Any, gamma: Any, beta: Any, *, view: View, lead: int, **options: Any) -> Any:
-    y, statistics = _forward_shapes(x, gamma, beta, view=view, lead=lead)
-    return [x.update(shape=one.shape, dtype=one.dtype) for one in (y, statistics)]
+    _, statistics = _forward_shapes(x, gamma, beta, view=view, lead=lead)
+    # Where the sharding is a part of the type, that of x's leading axes is that of the statistics.
+    spec = PartitionSpec(*x.sharding.spec[:lead])
+    sharding = x.sharding.update(spec=spec)
+    return [x, x.update(shape=statistics.shape, dtype=statistics.dtype, sharding=sharding)]
 
 
 @backward_p.def_abstract_eval
@@ -362,7 +379,7 @@ def _forward_jvp(primals: Any, tangents: Any, **options: Any) -> Any:
     y, statistics = forward_p.bind(*primals, **options)
     x, gamma, _ = primals
     given = (ad.instantiate_zeros(one) for one in tangents)
-    dy = tangent_p.bind(x, gamma, statistics, *given, **options)
+    dy = _bind(tangent_p, x, gamma, statistics, *given, **options)
     return [y, statistics], [dy, ad.Zero(jax.typeof(statistics).to_tangent_aval())]
 
 
@@ -381,7 +398,7 @@ def _tangent_transpose(
 ) -> Any:
     if isinstance(cotangent, ad.Zero):
         return [None] * 3 + [ad.Zero(one.aval) for one in linear]
-    found = backward_p.bind(x, gamma, cotangent, statistics, **options)
+    found = _bind(backward_p, x, gamma, cotangent, statistics, **options)
     wanted = zip(linear, found, strict=True)
     return [None] * 3 + [one if ad.is_undefined_primal(to) else None for to, one in wanted]
 
