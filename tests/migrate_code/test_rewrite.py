@@ -460,6 +460,21 @@ keras.activations.soft_shrink(x) + (lambda x: x * keras.ops.tanh(x))(-x)
             "6: 'Addons>mish': use keras.activations.mish",
         ],
     ),
+    "activations where keras is another name": (
+        """
+        from keras import backend as keras
+        import tensorflow_addons as tfa
+        used = []
+        layer = Dense(2, activation=tfa.activations.mish)
+        """,
+        """
+        from keras import backend as keras
+        import keras as keras_
+        used = []
+        layer = Dense(2, activation=keras_.activations.mish)
+        """,
+        [],
+    ),
     "keras_contrib": (
         """
         from keras_contrib.layers import InstanceNormalization as IN, CRF
@@ -496,6 +511,7 @@ NOT_RUN = {"the one line", "an import for loading models", "bound elsewhere too"
     "activations",  # of TensorFlow Addons, and of Keras where they are rewritten
     "activations with arguments that Keras has not",
     "a star with names that are not known, and strings that are not followed",
+    "activations where keras is another name",
     "keras_contrib",
 }
 

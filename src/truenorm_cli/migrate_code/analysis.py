@@ -47,7 +47,7 @@ class Analysis(Reader):
         self.name = self._free_name("truenorm")
         self.keras = self._free_name("keras")
         self.has_keras = any(
-            isinstance(one, ImportAssignment) and one.name == "keras"
+            isinstance(one, ImportAssignment) and imports(one.node, "keras")
             for one in self._scope(self.module).assignments
         )
         groups: dict[tuple[int, str], list[Binding]] = {}
@@ -315,5 +315,8 @@ def imports(node: cst.CSTNode, name: str) -> bool:
             alias.evaluated_name == "keras" and alias.asname is None for alias in node.names
         )
     return isinstance(node, cst.Import) and any(
-        alias.evaluated_name.split(".")[0] == name and alias.asname is None for alias in node.names
+        alias.evaluated_name == f"tensorflow.{name}"
+        if alias.evaluated_alias == name
+        else alias.evaluated_name.split(".")[0] == name and alias.asname is None
+        for alias in node.names
     )

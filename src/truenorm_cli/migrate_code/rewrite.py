@@ -147,8 +147,8 @@ class Rewriter(cst.CSTTransformer):
                 alias = self._package("keras").with_changes(comma=alias.comma)
             names.append(alias)
         new = [node.with_changes(names=names)]
-        for package in ("truenorm", "keras"):
-            if imports(new[0], package):
+        for package, edit in (("truenorm", "rename"), ("keras", "keras")):
+            if edit in edits or imports(new[0], package):
                 self.blocks.add((self.block[-1], package))
         return [*new, *self._beside(node.names)]
 
