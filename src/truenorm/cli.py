@@ -134,7 +134,7 @@ def run_bench(options: argparse.Namespace) -> int:
 
     chosen = {name: getattr(options, name) for name in DEFAULTS}
     try:
-        print(bench(**chosen, out=options.out, force=options.force))
+        bench(**chosen, out=options.out, force=options.force, show=print)
     except KeyboardInterrupt:
         print("\nStopped; nothing was written.", file=sys.stderr)
         return 130

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from truenorm.errors import InputError
 from truenorm.figures import need_matplotlib
+from truenorm.writing import checked_path, write
 
 if TYPE_CHECKING:
     from truenorm.explanation import Explanation
@@ -70,16 +71,7 @@ class Drawable:
         """
         check_output(path, force)
         path = pathlib.Path(path)
-        image = self.image(_format(path))
-        # Written under another name first: a full disk or Ctrl-C leaves no half picture behind.
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_bytes(image)
-            os.replace(temporary, path)
-        except OSError as error:
-            raise InputError(f"cannot write {str(path)!r}: {error.strerror}.") from None
-        finally:
-            temporary.unlink(missing_ok=True)
+        write(path, self.image(_format(path)))
 
     def _repr_html_(self) -> str:
         """The picture and the words, for notebooks; the words alone without matplotlib."""
@@ -99,7 +91,7 @@ class Drawable:
 
 def check_output(path: str | os.PathLike[str], force: bool) -> None:
     """Raise InputError unless a picture can be written there; cheap, so ask before drawing."""
-    path = pathlib.Path(path)
+    path = checked_path(path)
     _format(path)
     if path.is_dir():
         raise InputError(f"{str(path)!r} is a folder; name a file in it, such as norm.png.")

@@ -5,6 +5,7 @@ It is a package of its own because Keras fixes its backend when it is first impo
 """
 
 import argparse
+import importlib.metadata
 import os
 import sys
 
@@ -18,6 +19,9 @@ def main(arguments: list[str] | None = None) -> int:
         from truenorm_cli.migrate_code import main as migrate_code
 
         return migrate_code(arguments)
+    if "--version" in arguments:
+        print(f"truenorm {importlib.metadata.version('truenorm')}")
+        return 0
     # Only --backend is read here; the real parser, with the help texts, is in truenorm.cli.
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     peek.add_argument("--backend", nargs="?")

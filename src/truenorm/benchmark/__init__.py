@@ -49,6 +49,7 @@ def bench(
     out: str | os.PathLike[str] | None = None,
     force: bool = False,
     progress: bool = True,
+    show: Callable[[Results], None] = lambda results: None,
 ) -> Results:
     """Time every combination on the active backend, forward and forward + backward.
 
@@ -66,10 +67,11 @@ def bench(
         out: a folder for bench-BACKEND.json and bench-BACKEND.png.
         force: overwrite those.
         progress: show which case is timed, on stderr.
+        show: called with the results before they are written to `out`, which may fail.
 
     Raises:
-        InputError: an argument is not one of those, a file exists, matplotlib is missing for
-            `out`, or the backend does not train.
+        InputError: an argument is not one of those, a file exists or cannot be written,
+            matplotlib is missing for `out`, or the backend does not train.
     """
     name = backend.backend()
     if name not in ("jax", "tensorflow", "torch"):
@@ -83,10 +85,10 @@ def bench(
         check_folder(folder, name, force)
         need_matplotlib()
     rows = []
-    with kept_pages() as kept, _progress(len(cases) * len(PASSES), progress) as show:
+    with kept_pages() as kept, _progress(len(cases) * len(PASSES), progress) as begin:
         for case in cases:
             for passes in PASSES:
-                show(f"{case}, {passes}")
+                begin(f"{case}, {passes}")
                 rows.append(_row(case, passes, rounds))
     machine = {
         "processor": _processor(),
@@ -94,6 +96,7 @@ def bench(
         "freed memory": "kept by the allocator" if kept else "left to the allocator",
     }
     results = Results(rows, facts() | machine, name, rounds)
+    show(results)
     if folder is not None:
         results.save(folder)
     return results

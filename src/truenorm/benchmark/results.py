@@ -1,6 +1,7 @@
 """The results of a benchmark: the table, the JSON, the plot."""
 
 import dataclasses
+import io
 import json
 import pathlib
 import statistics
@@ -11,6 +12,7 @@ from truenorm.benchmark.cases import PASSES, Case
 from truenorm.benchmark.measure import Spread
 from truenorm.errors import InputError
 from truenorm.figures import COLOURS, MARKERS
+from truenorm.writing import checked_path, write
 
 # Memory traffic that the pass cannot do without, in tensors of x's size: x, y; and dy, x, dx.
 TRAFFIC = {"forward": 2, "forward+backward": 5}
@@ -118,11 +120,22 @@ class Results:
         }
 
     def save(self, folder: pathlib.Path) -> list[pathlib.Path]:
-        """Write the JSON file and the plot into a folder; return their paths."""
+        """Write the JSON file and the plot into a folder; return their paths.
+
+        Raises:
+            InputError: they cannot be written.
+        """
         data, picture = files(folder, self.backend)
-        folder.mkdir(parents=True, exist_ok=True)
-        data.write_text(json.dumps(self.as_dict(), indent=1), encoding="utf-8")
-        self.figure().savefig(picture, dpi=150)
+        image = io.BytesIO()
+        self.figure().savefig(image, format="png", dpi=150)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"cannot make the folder {folder}: {error.strerror}. Name another one."
+            ) from None
+        write(data, json.dumps(self.as_dict(), indent=1))
+        write(picture, image.getvalue())
         return [data, picture]
 
     def figure(self) -> Any:
@@ -175,6 +188,7 @@ def files(folder: pathlib.Path, backend: str) -> tuple[pathlib.Path, pathlib.Pat
 
 def check_folder(folder: pathlib.Path, backend: str, force: bool) -> None:
     """Raise InputError unless the files of a backend can be written there."""
+    checked_path(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{str(folder)!r} is a file; name a folder for the results.")
     for file in files(folder, backend):

@@ -2,21 +2,26 @@
 
 import dataclasses
 import hashlib
+import math
 import os
-import pathlib
 import zipfile
-import zlib
 from typing import Any
 
 import keras
 import numpy as np
 
-from truenorm.errors import InputError
+from truenorm.errors import InputError, brief
 from truenorm.experiment.settings import Settings, nearest
+from truenorm.migrate.files import BROKEN_ZIP, EXPANSION, SLACK
+from truenorm.writing import checked_path
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 NAMES = ("digits", "mnist", "fashion_mnist")
 CLASSES = 10  # the models end in Dense(10)
+HEADERS: dict[Any, Any] = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 SMALLEST_SIDE = 3  # the tutorial's 3 x 3 convolution
 
 Arrays = dict[str, np.ndarray]
@@ -124,7 +129,7 @@ def _digits() -> Arrays:
 
 
 def _file(name: str) -> Arrays:
-    path = pathlib.Path(name)
+    path = checked_path(name)
     looks_like_a_name = path.suffix == "" and os.sep not in name
     if not path.exists() and looks_like_a_name:
         raise InputError(f"unknown data {name!r}{nearest(name, NAMES)[:-1]}, or a file FILE.npz.")
@@ -137,34 +142,48 @@ def _file(name: str) -> Arrays:
         if not zipfile.is_zipfile(path):  # what an npz file is
             raise zipfile.BadZipFile("it is no zip archive")
         # Never unpickle: a pickle in a data file can run anything.
-        with np.load(path, allow_pickle=False) as file:
+        with zipfile.ZipFile(path) as archive, np.load(path, allow_pickle=False) as file:
             missing = [key for key in KEYS if key not in file]
             if missing:
-                found = ", ".join(file.files) or "nothing"
+                found = brief(file.files)[1:-1] or "nothing"
                 raise InputError(
                     f"{name} has no {', '.join(missing)}; it has {found}. To fix it, {how}"
                 )
-            return {key: _unpickled(file, key, name) for key in KEYS}
+            most = SLACK + EXPANSION * path.stat().st_size
+            for key in KEYS:
+                if fault := _fault(archive, key, most):
+                    raise InputError(f"{key} in {name} {fault}. To fix it, {how}")
+            return {key: file[key] for key in KEYS}
     except InputError:
         raise
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, MemoryError) as error:
+    except (*BROKEN_ZIP, MemoryError) as error:
         raise InputError(
-            f"{name} is not a readable npz file ({type(error).__name__}: {error}); it may be cut "
-            f"short or of another format. To fix it, {how}"
+            f"{name} is not a readable npz file ({type(error).__name__}: {str(error)[:200]}); it "
+            f"may be cut short or of another format. To fix it, {how}"
         ) from None
 
 
-def _unpickled(file: Any, key: str, name: str) -> np.ndarray:
-    try:
-        array: np.ndarray = file[key]
-    except ValueError as error:
-        if "allow_pickle" not in str(error):
-            raise
-        raise InputError(
-            f"{key} in {name} is an array of Python objects, which is not opened because it could "
-            "run code; save it as numbers: uint8 or float32."
-        ) from None
-    return array
+def _fault(archive: zipfile.ZipFile, key: str, most: int) -> str | None:
+    """What is wrong with an array of the archive, by its header and size; nothing is unpacked."""
+    names = archive.namelist()
+    info = archive.getinfo(f"{key}.npy" if f"{key}.npy" in names else key)
+    if info.flag_bits & 1:
+        return "is encrypted"
+    with archive.open(info) as member:
+        try:
+            version = np.lib.format.read_magic(member)
+            shape, _, dtype = HEADERS[version](member)
+        except (ValueError, LookupError, SyntaxError, TypeError, EOFError):
+            return "is no array of NumPy, or is cut short in its header"
+        there = info.file_size - member.tell()
+    if dtype.hasobject:
+        return "is an array of Python objects, which is not opened because it could run code"
+    size = math.prod(shape) * dtype.itemsize
+    if there != size:
+        return f"is said to have {size} bytes, shape {brief(shape)}, and has {there}"
+    if size > most:
+        return f"unfolds to {size} bytes, more than {EXPANSION} times the file"
+    return None
 
 
 def _images(array: np.ndarray, key: str) -> np.ndarray:

@@ -13,12 +13,12 @@ import json
 import math
 import os
 import pathlib
-import tempfile
 from collections.abc import Iterator
 from typing import IO, Any
 
 from truenorm.errors import InputError
 from truenorm.experiment.runs import Record, Run
+from truenorm.writing import checked_path, write
 
 SCHEMA_VERSION = 1
 
@@ -79,28 +79,18 @@ class Folder:
         self.write(name, _json(content))
 
     def write(self, name: str, content: str | bytes) -> None:
-        """Write a file under a temporary name, flush it to the disk, then rename it.
+        """Write a file of the folder.
 
         Raises:
             InputError: the disk is full, or the folder was removed or write-protected.
         """
         path = self.path / name
-        data = content.encode() if isinstance(content, str) else content
+        fix = "Free the disk or the folder and give the same command again; finished runs are kept."
         try:
             path.parent.mkdir(exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                dir=path.parent, prefix=path.name, suffix=".partial", delete=False
-            ) as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(file.name, 0o666 & ~_umask())  # temporary files are private
-            os.replace(file.name, path)
         except OSError as error:
-            raise InputError(
-                f"cannot write {path}: {error.strerror}. Free the disk or the folder and give the "
-                "same command again; finished runs are kept."
-            ) from None
+            raise InputError(f"cannot write {path}: {error.strerror}. {fix}") from None
+        write(path, content, fix)
 
 
 @contextlib.contextmanager
@@ -114,7 +104,7 @@ def hold(out: str | os.PathLike[str], identity: dict[str, Any]) -> Iterator[Fold
         InputError: the folder cannot be written, is used by another process, holds something
             else or a comparison of other settings.
     """
-    path = pathlib.Path(out)
+    path = checked_path(out)
     if path.exists() and not path.is_dir():
         raise InputError(f"--out {path} is a file; name a folder, a new or an empty one.")
     foreign = path.is_dir() and not (path / "settings.json").exists()
@@ -197,12 +187,6 @@ def _lock(file: IO[str]) -> bool:
     except (BlockingIOError, PermissionError):
         return False
     return True
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _short(value: object) -> str:

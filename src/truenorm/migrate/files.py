@@ -11,6 +11,7 @@ from typing import Any
 from truenorm.errors import InputError
 from truenorm.migrate import checkpoint
 from truenorm.migrate.hdf5 import SIGNATURE, Tree, read_tree
+from truenorm.writing import checked_path
 
 SLACK, EXPANSION = 64 << 20, 100  # bytes that a .keras file may unfold to, and times its size
 BROKEN_ZIP = (
@@ -56,7 +57,7 @@ def read(path: str | os.PathLike[str]) -> Saved:
         InputError: it is missing, of another kind, broken, or made to do harm.
     """
     path = os.fspath(path)
-    file = pathlib.Path(path)
+    file = checked_path(path)
     if file.is_dir():
         if (file / "saved_model.pb").exists():
             return read_saved_model(file)

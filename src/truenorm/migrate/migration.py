@@ -11,6 +11,7 @@ import keras
 from truenorm.errors import InputError
 from truenorm.migrate import verify
 from truenorm.migrate.configs import Row
+from truenorm.writing import checked_path
 
 TOLERANCE = 1e-5  # of |old - new| / max(1, |old|): what rounding explains in a model
 
@@ -49,7 +50,7 @@ def check_output(new: str, force: bool) -> pathlib.Path:
     Raises:
         InputError: the name, the folder or an existing file is in the way.
     """
-    path = pathlib.Path(new)
+    path = checked_path(new)
     if path.suffix != ".keras":
         raise InputError(f"{new} does not end in .keras, the format that Keras 3 writes.")
     if not path.parent.is_dir():
@@ -91,11 +92,13 @@ def migrate(
 
     path = check_output(os.fspath(new), force)
     model, rows, dropped = load(old, custom_objects, True, safe_mode)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.keras")
+    temporary = path.with_name(f".truenorm.{os.getpid()}.keras")
     try:
         again = saved_again(model, temporary, custom_objects, safe_mode)
         verdict, found = compare(os.fspath(old), model, again, safe_mode)
         os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}. Name another file.") from None
     finally:
         temporary.unlink(missing_ok=True)
     return Migration(os.fspath(old), os.fspath(new), rows, dropped, verdict, found)
