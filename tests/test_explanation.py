@@ -10,6 +10,7 @@ import sys
 import keras
 import pytest
 
+import truenorm
 from truenorm import cli, drawing
 from truenorm.drawing import block, faces
 from truenorm.errors import InputError
@@ -475,3 +476,49 @@ def test_the_command_prints_the_words_without_importing_matplotlib():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "N × 5 groups of elements" in done.stdout
+
+
+def test_all_with_an_axis_are_the_panels_that_each_gives_alone():
+    together = str(explain("all", (8, 10, 28, 28), axis=1))
+    words = " ".join(together.split())
+    assert "layer normalization over axis 1, which is the channel axis of the others" in words
+    for name in ("batch", "layer", "instance"):
+        assert str(explain(name, (8, 10, 28, 28), axis=1)) in together
+
+
+def test_filter_response_normalization():
+    found = explain("frn", (8, 28, 28, 10))
+    assert (found.groups_of_elements, found.elements_per_group, found.parameters) == (80, 784, 20)
+    assert "root mean square" in str(found)
+    first = explain("frn", (8, 10, 28, 28), axis=[2, 3])
+    assert first.axis_names == ("N", "C", "H", "W")
+    assert first.elements_per_group == 784
+    layer = truenorm.FilterResponseNormalization(axis=[2, 3])
+    assert str(explain(layer, (8, 10, 28, 28))) == str(first)
+    with pytest.raises(InputError, match=r"axis=1 leaves the axes \[2, 3\]"):
+        explain("frn", (8, 10, 28, 28), axis=1)
+    with pytest.raises(InputError, match="center is no option of 'frn'"):
+        explain("frn", (8, 10, 28, 28), center=False)
+
+
+def test_weight_normalization():
+    found = explain("weight", (3, 3, 16, 32))
+    assert found.axis_names == ("H", "W", "I", "O")
+    assert (found.groups_of_elements, found.elements_per_group, found.parameters) == (32, 144, 32)
+    words = " ".join(str(found).split())
+    assert "32 groups of elements (32 output units), each with its own length g" in words
+    assert "No statistics of the data are taken" in words
+    for options in ({"axis": 1}, {"groups": 2}):
+        with pytest.raises(InputError, match=r"weight|group normalization"):
+            explain("weight", (3, 3, 16, 32), **options)
+    with pytest.raises(InputError, match="must be known"):
+        explain("weight", (None, 8))
+    with pytest.raises(InputError, match=r"explain\('weight', kernel_shape\)"):
+        explain(truenorm.WeightNormalization(keras.layers.Dense(3)), (8, 4))
+
+
+def test_channels_that_are_not_drawn_are_said_in_text_that_can_be_read():
+    picture = explain("group", (8, 7, 7, 512)).image("svg").decode()
+    for text in ("…", "C = 512", "stands for channels not drawn", "Group normalization"):
+        assert f"{text}" in picture
+    assert "not drawn" not in explain("group", (8, 7, 7, 10), groups=5).image("svg").decode()

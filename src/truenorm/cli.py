@@ -15,16 +15,21 @@ from truenorm_cli import migrate_code
 def add_explain(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the parser of `truenorm explain`."""
     parser = commands.add_parser("explain", help="which elements share a mean, in words or drawn")
-    parser.add_argument("name", help="batch, layer, instance, group, rms, or all side by side")
+    parser.add_argument(
+        "name",
+        help="batch, layer, instance, group, rms, frn, weight, or all: the first four side by side",
+    )
     parser.add_argument(
         "--shape",
         default="8,28,28,64",
-        help="the input's sizes, samples first, ? for an unknown one (default: %(default)s)",
+        help="the input's sizes, samples first, ? for an unknown one (default: %(default)s); of "
+        "weight the kernel's, output units last",
     )
     parser.add_argument("--groups", type=int, help="groups of channels, -1: one per channel")
     parser.add_argument(
         "--axis",
-        help="the channel axis (default: the last), or for layer and rms a list: 1,2,3 "
+        help="the channel axis (default: the last); for layer, rms and frn the axes of the "
+        "statistics, such as 1,2,3; for all the one or the other, as each takes it "
         "(a list that begins with a minus as --axis=-2,-1)",
     )
     parser.add_argument("--out", metavar="FILE", help="draw it, to a .png, .svg or .pdf file")
@@ -194,6 +199,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="truenorm", description="Normalization layers for Keras 3: what goes with them."
     )
+    # `truenorm_cli` answers it, of every command, before anything is imported.
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(dest="command", required=True)
     for add in (
         add_compare,

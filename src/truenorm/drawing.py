@@ -58,9 +58,15 @@ class Drawable:
         return self.plot().figure
 
     def image(self, format: str = "png") -> bytes:
-        """The picture as the bytes of a png, svg or pdf file."""
+        """The picture as the bytes of a png, svg or pdf file.
+
+        Its ground is white, so that it is read on dark pages, too.
+        """
         buffer = io.BytesIO()
-        self.figure().savefig(buffer, format=format, dpi=200)
+        import matplotlib
+
+        with matplotlib.rc_context({"svg.fonttype": "none"}):  # text that can be read and found
+            self.figure().savefig(buffer, format=format, dpi=200)
         return buffer.getvalue()
 
     def save(self, path: str | os.PathLike[str], force: bool = False) -> None:
@@ -250,6 +256,8 @@ def draw(explanations: Sequence["Explanation"], ax: Any = None) -> Any:
     footer = [f"In blue: elements that share one {shared}."]
     if not all(cells.exact for cells in blocks):
         footer.append("Schematic: fewer cells than elements.")
+    if any(map(_leaves_out, explanations, blocks)):
+        footer.append("… stands for channels not drawn.")
     if len(blocks) > 1:
         footer = [" ".join(footer)]
     top = max(project(*cells.shape)[1] for cells in blocks) + 3.2 * line
@@ -322,12 +330,21 @@ def _label(ax: Any, x: float, one: "Explanation", cells: Block, line: float) -> 
     px, py = project(samples / 2, 0, 0)
     write(x + px + 0.3 * line, py - 0.3 * line, _size(one, 0), ha="left", va="top")
 
+    if _leaves_out(one, cells):
+        px, py = project(0, channels, height)
+        write(x + px - 0.2 * line, py, "…", ha="right", va="bottom", weight="bold")
     middle = x + (samples - channels) * COS / 2
     top = project(samples, channels, height)[1]
     write(middle, top + 1.7 * line, one.heading, ha="center", va="bottom", size=13, weight="bold")
     write(middle, top + 0.6 * line, one.settings, ha="center", va="bottom", color=FAINT)
     for row, text in enumerate(one.caption()):
         write(middle, -(2.2 + row) * line, text, ha="center", va="top", size=9.5)
+
+
+def _leaves_out(one: "Explanation", cells: Block) -> bool:
+    """Whether fewer channels are drawn than there are, or are known."""
+    there = one.shape[one.channel_axis]
+    return there is None or cells.shape[1] < there
 
 
 def _left_label(one: "Explanation", cells: Block) -> tuple[str, float]:
@@ -341,7 +358,7 @@ def _left_label(one: "Explanation", cells: Block) -> tuple[str, float]:
 
 def _channel_and_spatial(one: "Explanation") -> tuple[int, list[int]]:
     """The channel axis, and those that are neither the samples' nor the channels'."""
-    channel = one.axis_names.index("C")
+    channel = one.channel_axis
     return channel, [axis for axis in range(1, len(one.shape)) if axis != channel]
 
 

@@ -15,7 +15,15 @@ from typing import Any, Literal, overload
 from truenorm.cautions import cautions
 from truenorm.drawing import Drawable
 from truenorm.errors import InputError
-from truenorm.view import Factor, View, axes_view, canonical_axes, check_groups, group_view
+from truenorm.view import (
+    Factor,
+    View,
+    axes_view,
+    canonical_axes,
+    channel_view,
+    check_groups,
+    group_view,
+)
 
 CLASSES = {
     "batch": "BatchNormalization",
@@ -23,9 +31,13 @@ CLASSES = {
     "instance": "InstanceNormalization",
     "group": "GroupNormalization",
     "rms": "RMSNormalization",
+    "frn": "FilterResponseNormalization",
+    "weight": "WeightNormalization",
 }
+HEADINGS = {"rms": "RMS normalization", "frn": "Filter response normalization"}
 SPATIAL = {0: (), 1: ("T",), 2: ("H", "W"), 3: ("D", "H", "W")}
 NOUNS = {"N": "sample", "T": "step", "D": "slice", "H": "row", "W": "column", "C": "channel"}
+NOUNS |= {"I": "input", "O": "output unit"}  # of a kernel
 
 Shape = tuple[int | None, ...]
 
@@ -37,12 +49,14 @@ class Explanation(Drawable):
     Printing it gives the words; a notebook shows the picture as well.
 
     Attributes:
-        name: batch, layer, instance, group or rms.
+        name: batch, layer, instance, group, rms, frn or weight.
         settings: the arguments that decide, as in a call: "groups=5, axis=3".
-        shape: the shape of the input; None where a size is unknown.
-        axis_names: one letter for each axis, such as ("N", "H", "W", "C").
+        shape: the shape of the input, or of the kernel of weight normalization; None where a size
+            is unknown.
+        axis_names: one letter for each axis, such as ("N", "H", "W", "C"), or of a kernel
+            ("H", "W", "I", "O").
         view: the kept and reduced axes that the layers compute with.
-        learned: ("gamma", "beta"), or those of the two that there are.
+        learned: ("gamma", "beta"), or those of the two that there are; of a kernel ("g",).
         notes: what to watch for, a sentence or two each.
     """
 
@@ -61,8 +75,15 @@ class Explanation(Drawable):
 
     @property
     def statistics(self) -> str:
-        """What the elements share: "mean and variance" or "root mean square"."""
-        return "root mean square" if self.name == "rms" else "mean and variance"
+        """What the elements share: "mean and variance", "root mean square" or "length g"."""
+        if self.name == "weight":
+            return "length g"
+        return "root mean square" if self.name in ("rms", "frn") else "mean and variance"
+
+    @property
+    def channel_axis(self) -> int:
+        """The axis of the channels, or of a kernel's output units."""
+        return self.axis_names.index("O" if self.name == "weight" else "C")
 
     @property
     def groups_of_elements(self) -> int | None:
@@ -106,7 +127,7 @@ class Explanation(Drawable):
     @property
     def heading(self) -> str:
         """The title of the picture."""
-        return f"{'RMS' if self.name == 'rms' else self.name.capitalize()} normalization"
+        return HEADINGS.get(self.name, f"{self.name.capitalize()} normalization")
 
     def caption(self) -> tuple[str, str, str]:
         """The caption of the picture, line by line."""
@@ -127,7 +148,8 @@ class Explanation(Drawable):
             f"{elements}.",
             self._learned_in_words(),
         ]
-        lines = [f"{self.title} of x with shape ({names}) = ({sizes})"]
+        what = "a kernel" if self.name == "weight" else "x"
+        lines = [f"{self.title} of {what} with shape ({names}) = ({sizes})"]
         lines += [_wrap("  ", fact) for fact in facts]
         if self.notes:
             lines += ["Watch for:", *(_wrap("  - ", note) for note in self.notes)]
@@ -163,6 +185,10 @@ class Explanation(Drawable):
         return NOUNS.get(letter, f"{letter} position")
 
     def _learned_in_words(self) -> str:
+        if self.name == "weight":
+            return (
+                f"g varies over axis {self.channel_axis} (O): {self.parameters:,} parameters more."
+            )
         missing = " and ".join(
             f"no {name}" for name in ("gamma", "beta") if name not in self.learned
         )
@@ -238,14 +264,19 @@ def explain(
     """Explain which elements of an input of this shape share statistics.
 
     Args:
-        layer: "batch", "layer", "instance", "group" or "rms"; "all" for the first four as in
-            figure 2 of "Group Normalization" (https://arxiv.org/abs/1803.08494); or a layer of
-            truenorm or Keras, built or not, which brings the options below with it.
-        shape: the shape of the input, batch axis first, of rank 2 or more; None where unknown.
+        layer: "batch", "layer", "instance", "group", "rms", "frn" (filter response) or "weight";
+            "all" for the first four as in figure 2 of "Group Normalization"
+            (https://arxiv.org/abs/1803.08494); or a layer of truenorm or Keras, built or not,
+            which brings the options below with it.
+        shape: the shape of the input, batch axis first, of rank 2 or more; None where unknown. Of
+            "weight" the shape of the kernel, output units last.
         groups: for "group" (default 32) and "all" (default: one that fits); -1 is one per channel.
-        axis: the channel axis, by default the last. "layer" and "rms" take a list as well.
-        center: whether there is a beta (default True; "rms" never has one).
-        scale: whether there is a gamma (default True).
+        axis: as the layers take it: the channel axis, by default the last; for "layer" and "rms"
+            the axis or axes over which the statistics run, for "frn" all of them. "all" takes one
+            axis, which is the channel axis in all panels but that of layer normalization: there
+            the statistics run over it. "weight" takes none.
+        center: whether there is a beta (default True; "rms" never has one, "frn" always).
+        scale: whether there is a gamma (default True; "frn" always has one).
 
     Raises:
         InputError: an unknown name, a bad shape, an axis out of range, groups that do not divide.
@@ -328,7 +359,14 @@ def _read_layer(layer: object) -> tuple[str, dict[str, Any]]:
             f"cannot explain {layer!r}; expected a name ({', '.join(CLASSES)}, all) or a layer: "
             f"an instance of {', '.join(CLASSES.values())}."
         )
+    if name == "weight":
+        raise InputError(
+            "weight normalization depends on the shape of the kernel alone, not of an input; pass "
+            "explain('weight', kernel_shape)."
+        )
     settings = {"axis": getattr(layer, "axis", None)}
+    if name == "frn":
+        return name, settings
     # Keras' RMSNormalization keeps its weight, always there, in `scale`, so only False means no.
     settings["scale"] = getattr(layer, "scale", True) is not False
     if name == "group":
@@ -344,19 +382,23 @@ def _explain_all(shape: Shape, given: dict[str, Any]) -> Explanations:
     channels = first.parameter_shape[0]
     options = {k: v for k, v in given.items() if k not in ("groups", "axis")}
     axis = {"axis": first.parameter_axes[0]}
+    over: int | list[int] = list(range(1, len(shape)))
+    words = "all axes of a sample"
+    if "axis" in given:
+        over, words = axis["axis"], f"axis {given['axis']}, which is the channel axis of the others"
     groups, why = given.get("groups"), "as given"
     if groups is None:
         groups = max(n for n in range(1, 33) if channels % n == 0 and (n < channels or n == 1))
         why = f"the most, up to 32, that divide the {channels} channels and do not part all of them"
     items = (
         first,
-        _explain_one("layer", shape, {**options, "axis": list(range(1, len(shape)))}),
+        _explain_one("layer", shape, {**options, "axis": over}),
         _explain_one("instance", shape, {**options, **axis}),
         _explain_one("group", shape, {**options, **axis, "groups": groups}),
     )
     preface = (
-        "As in figure 2 of 'Group Normalization' (arXiv:1803.08494): layer normalization over all "
-        f"axes of a sample; group normalization with groups={groups}, {why}."
+        f"As in figure 2 of 'Group Normalization' (arXiv:1803.08494): layer normalization over "
+        f"{words}; group normalization with groups={groups}, {why}."
     )
     return Explanations(items, preface)
 
@@ -366,6 +408,10 @@ def _explain_one(name: str, shape: Shape, given: dict[str, Any]) -> Explanation:
     axis, groups = given.get("axis", -1), given.get("groups")
     if groups is not None and name != "group":
         raise InputError(f"groups={groups} is an option of group normalization, not of {name!r}.")
+    if name == "weight":
+        return _explain_weight(shape, given)
+    if name == "frn":
+        return _explain_response(shape, given)
     if "center" in given and name == "rms":
         raise InputError("center is no option of 'rms': RMS normalization has no beta.")
     try:
@@ -410,3 +456,53 @@ def _explain_one(name: str, shape: Shape, given: dict[str, Any]) -> Explanation:
     names.insert(axes[0] if len(axes) == 1 else rank - 1, "C")
     explanation = Explanation(name, settings, shape, tuple(names), view, tuple(learned))
     return dataclasses.replace(explanation, notes=tuple(cautions(explanation)))
+
+
+def _explain_response(shape: Shape, given: dict[str, Any]) -> Explanation:
+    """Filter response normalization, whose axes are those of the mean."""
+    rank = len(shape)
+    for option in {"center", "scale"} & given.keys():
+        raise InputError(f"{option} is no option of 'frn', which always has a gamma and a beta.")
+    axis = given.get("axis", list(range(1, rank - 1)))
+    try:
+        view = channel_view(rank, axis, first=1)
+    except (ValueError, TypeError) as error:
+        raise InputError(str(error)) from None
+    (channel,) = view.parameter_axes
+    if shape[channel] is None:
+        raise InputError(
+            f"the size of axis {channel} is unknown in shape={shape}, but gamma and beta vary over "
+            "it; give its size."
+        )
+    names = [*SPATIAL.get(rank - 2, [f"X{i}" for i in range(1, rank - 1)])]
+    names.insert(channel - 1, "C")
+    notes = (
+        "No mean is subtracted: adding a constant to x changes the output.",
+        "The paper follows it by a TLU, max(y, tau) with a learned tau: the output has no mean of "
+        "zero, which ReLU counts on.",
+    )
+    settings, learned = f"axis={axis!r}", ("gamma", "beta")
+    return Explanation("frn", settings, shape, ("N", *names), view, learned, notes)
+
+
+def _explain_weight(shape: Shape, given: dict[str, Any]) -> Explanation:
+    """Weight normalization: the weights of one output unit share a length."""
+    if given:
+        raise InputError(
+            f"{', '.join(given)} cannot be given for 'weight', which normalizes the kernel of a "
+            "layer: pass the kernel's shape, output units last, such as 3,3,16,32."
+        )
+    if None in shape:
+        raise InputError(f"shape={shape} must be known: it is the shape of a kernel.")
+    rank = len(shape)
+    view = axes_view(rank, list(range(rank - 1)), [rank - 1])
+    names = [*SPATIAL.get(rank - 2, [f"X{i}" for i in range(1, rank - 1)]), "I", "O"]
+    notes = (
+        "The kernel of an output unit is g * v / |v|, with |v| over its elements: length and "
+        "direction are learned apart. v has the kernel's shape.",
+        "No statistics of the data are taken: the output for one sample depends on that sample "
+        "alone, and training and inference are the same. Only the first batch gives g and the bias "
+        "their first values (data_init=True).",
+    )
+    settings = "layer"
+    return Explanation("weight", settings, shape, tuple(names), view, ("g",), notes)

@@ -15,13 +15,13 @@ from truenorm_cli.backends import choose_backend, prepare_keras
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if "--version" in arguments:
+        print(f"truenorm {importlib.metadata.version('truenorm')}")
+        return 0
     if arguments[:1] == ["migrate-code"]:  # needs no backend, and does not wait for one
         from truenorm_cli.migrate_code import main as migrate_code
 
         return migrate_code(arguments)
-    if "--version" in arguments:
-        print(f"truenorm {importlib.metadata.version('truenorm')}")
-        return 0
     # Only --backend is read here; the real parser, with the help texts, is in truenorm.cli.
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     peek.add_argument("--backend", nargs="?")

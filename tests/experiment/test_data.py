@@ -1,6 +1,8 @@
 """Every input that cannot be used ends the command with one sentence and exit code 2."""
 
+import io
 import pathlib
+import zipfile
 
 import keras
 import numpy as np
@@ -199,3 +201,56 @@ def refused(capsys, message, *arguments):
     assert len(printed.err.splitlines()) == 1
     assert "Traceback" not in printed.err
     assert printed.out == ""
+
+
+def archive(path, member, **options):
+    """An archive whose x_train is these bytes, and whose other arrays are whole."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, **options) as file:
+        for name, array in arrays().items():
+            buffer = io.BytesIO()
+            np.save(buffer, array)
+            file.writestr(f"{name}.npy", member if name == "x_train" else buffer.getvalue())
+    return path
+
+
+def header(shape, descr="|u1"):
+    buffer = io.BytesIO()
+    content = {"descr": descr, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, content)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("member", "message"),
+    [
+        (header((40_000_000, 32, 32)) + bytes(1000), "said to have 40960000000 bytes, .* has 1000"),
+        (header((10, 8, 8)) + bytes(639), "said to have 640 bytes, .* and has 639"),
+        (header((10, 8, 8)) + bytes(641), "said to have 640 bytes, .* and has 641"),
+        (header((160, 1024, 1024)) + bytes(160 << 20), "unfolds to 167772160 bytes, more than 100"),
+        (header((10, 8, 8))[:60], "no array of NumPy, or is cut short in its header"),
+        (b"abc", "no array of NumPy, or is cut short in its header"),
+        (b"", "no array of NumPy, or is cut short in its header"),
+        (header((1,), "|O") + b"........", "an array of Python objects, which is not opened"),
+    ],
+)
+def test_arrays_are_judged_by_their_headers(member, message, tmp_path):
+    path = archive(tmp_path / "d.npz", member)
+    with pytest.raises(InputError, match=f"x_train in .*{message}.*To fix it, save one with"):
+        load(data=path)
+
+
+def test_an_encrypted_array(tmp_path):
+    path = archive(tmp_path / "d.npz", header((10, 8, 8)) + bytes(640))
+    data = bytearray(path.read_bytes())
+    for place in (data.find(b"PK\x03\x04") + 6, data.find(b"PK\x01\x02") + 8):
+        data[place] |= 1
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"x_train in .* is encrypted"):
+        load(data=path)
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".npz", "nul\0.npz"])
+def test_names_that_cannot_be(name):
+    with pytest.raises(InputError, match="cannot be a name here") as raised:
+        load(data=name)
+    assert len(str(raised.value)) < 300

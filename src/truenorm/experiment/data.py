@@ -145,7 +145,8 @@ def _file(name: str) -> Arrays:
         with zipfile.ZipFile(path) as archive, np.load(path, allow_pickle=False) as file:
             missing = [key for key in KEYS if key not in file]
             if missing:
-                found = brief(file.files)[1:-1] or "nothing"
+                found = ", ".join(file.files) or "nothing"
+                found = found if len(found) <= 100 else f"{found[:97]}..."
                 raise InputError(
                     f"{name} has no {', '.join(missing)}; it has {found}. To fix it, {how}"
                 )
