@@ -20,6 +20,7 @@ SLOW = (
     "tests/layers/test_training.py",
     "tests/layers/test_weight_normalization.py",
     "tests/layers/test_wrappers.py",
+    "tests/layers/test_wrappers_inside.py",
     "tests/migrate/",
     "tests/test_addons_classes.py",
     "tests/test_exports.py",

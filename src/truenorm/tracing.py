@@ -11,5 +11,7 @@ def value_before(flag: Any) -> bool | None:
         return None
     import tensorflow as tf
 
+    if not isinstance(flag, tf.Variable):  # a value of stateless_call
+        return None
     with tf.init_scope():
-        return bool(flag)
+        return bool(tf.convert_to_tensor(flag))  # a replicated variable would count as true

@@ -5,9 +5,11 @@ from typing import Any
 
 import keras
 from keras import ops
+from keras.src.backend import in_symbolic_scope  # Keras has no public name for it
 
 from truenorm.layers.base import Shape
-from truenorm.layers.wrapper import KernelWrapper, Substitution, Tensor, polar, stored
+from truenorm.layers.wrapper import KernelWrapper, Tensor, polar, stored
+from truenorm.surroundings import lasting, recomputing
 
 
 @keras.saving.register_keras_serializable("truenorm")
@@ -77,19 +79,25 @@ class SpectralNormalization(KernelWrapper):
         """The layer's kernel variable."""
         return self.kernel_variable()
 
-    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        """The layer's outputs, computed with the divided kernel."""
-        self.reads_addons = False
+    def values(
+        self, tensors: list[Any], arguments: dict[str, Any], training: bool | None
+    ) -> list[tuple[keras.Variable, Tensor]]:
+        """The divided kernel."""
         w = stored(self.w)
         sigma = stored(self.sigma)
         if training:
             u, sigma = self._iterate(w)
-            self.sn_u.assign(u)
-            self.sigma.assign(ops.stop_gradient(sigma))
-        substitution = Substitution([(self.w, w / sigma)])
-        outputs = self.call_layer(substitution, inputs, training, mask)
-        substitution.apply(self)
-        return outputs
+            if recomputing() or not (lasting(u, self.sn_u) or in_symbolic_scope()):
+                raise RuntimeError(
+                    f"SpectralNormalization {self.name!r} keeps the vector of its power iteration "
+                    "at every training step, which it cannot inside keras.remat, a scan, a "
+                    "while_loop or vmap. Call it outside of that function, pass training=False "
+                    "there, or make the layer alone inside keras.RematScope."
+                )
+            if lasting(u, self.sn_u):
+                self.sn_u.assign(u)
+                self.sigma.assign(ops.stop_gradient(sigma))
+        return [(self.w, w / sigma)]
 
     def _iterate(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """U after the power iterations from sn_u, and sigma, through which the gradient flows."""
@@ -103,6 +111,19 @@ class SpectralNormalization(KernelWrapper):
         # Where u meets only zeros it would stay zero for good, and sigma with it.
         vanished = sigma == 0
         return ops.where(vanished, start, u), ops.where(vanished, ops.ones_like(sigma), sigma)
+
+    def remove(self) -> keras.Layer:
+        """The layer alone, as an ordinary layer that computes what the wrapper does in inference.
+
+        Its kernel takes the value in use. The wrapper goes on to compute the same, too.
+
+        Raises:
+            ValueError: the wrapper was not built, so that there is no kernel.
+        """
+        self.check_built()
+        self.w.assign(stored(self.w) / stored(self.sigma))
+        self.reset_own_weights()
+        return self.release()
 
     def reset_own_weights(self) -> None:
         """Set sigma to one."""

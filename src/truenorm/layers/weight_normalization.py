@@ -6,9 +6,11 @@ from typing import Any
 
 import keras
 from keras import ops
+from keras.src.backend import in_symbolic_scope  # Keras has no public name for it
 
 from truenorm.layers.base import Shape
-from truenorm.layers.wrapper import KernelWrapper, Substitution, Tensor, polar, stored
+from truenorm.layers.wrapper import KernelWrapper, Substitution, Tensor, own_value, polar, stored
+from truenorm.surroundings import lasting, pooled
 from truenorm.tracing import value_before
 
 DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
@@ -72,11 +74,14 @@ class WeightNormalization(KernelWrapper):
     def build(self, input_shape: Shape) -> None:
         """Build the layer, then create g, initialized, initial_g and initial_bias."""
         super().build(input_shape)
+        self.was_initialized = False
         shape = tuple(self.v.shape)
         self.axes = tuple(range(len(shape) - (2 if isinstance(self.layer, DEPTHWISE) else 1)))
         # Learned in parts from zero, so that a small g / s is not rounded beside a one. What is
         # read from a file of TensorFlow Addons is g in one piece.
-        learned, initial = ("ones", "zeros") if self.reads_addons else ("zeros", "ones")
+        learned, initial = "zeros", "ones" if self.data_init else self._initial_length
+        if self.reads_addons:
+            learned, initial = "ones", "zeros"
         self.g = self.add_weight(
             name="g", shape=shape[len(self.axes) :], initializer=learned, autocast=False
         )
@@ -98,6 +103,10 @@ class WeightNormalization(KernelWrapper):
                 trainable=False,
                 autocast=False,
             )
+
+    def _initial_length(self, shape: Shape, dtype: Any = None) -> Tensor:
+        """|v| where it is not trained yet: an initializer."""
+        return ops.cast(self._length(), dtype)
 
     @property
     def v(self) -> keras.Variable:
@@ -123,66 +132,117 @@ class WeightNormalization(KernelWrapper):
         bias = getattr(self.layer, "bias", None)
         return None if bias is None else stored(bias)
 
-    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        """The layer's outputs, computed with the normalized kernel."""
-        self.reads_addons = False
-        offsets = [self.initial_g, *([] if self.bias is None else [self.initial_bias])]
-        learned = [self.g, *([] if self.bias is None else [self.bias])]
+    def values(
+        self, tensors: list[Any], arguments: dict[str, Any], training: bool | None
+    ) -> list[tuple[keras.Variable, Tensor]]:
+        """The kernel and the bias in use."""
+        initialized = known(self.initialized)
+        if not initialized:
+            self._initialize(initialized is None, tensors, arguments)
+        elif not self.was_initialized:
+            self.was_initialized = True
+        kernel = (self.v, self._direction() * self.effective_g)
+        return [kernel] if self.bias is None else [kernel, (self.bias, self.effective_bias)]
 
-        def unchanged() -> list[Tensor]:
-            return [stored(one) for one in offsets]
+    def _initialize(self, traced: bool, tensors: list[Any], arguments: dict[str, Any]) -> None:
+        """Assign initial_g and initial_bias, where it turns out that they are not known yet."""
+        learned, offsets = [self.g], [self.initial_g]
+        if self.bias is not None:
+            learned, offsets = [self.g, self.bias], [self.initial_g, self.initial_bias]
+        initialized = own_value(self.initialized)
+        # What was learned where nothing could be assigned is kept.
+        ready = ops.logical_not(ops.logical_or(initialized, self._learned()))
+        if self.data_init:
+            shapes = [tuple(one.shape) for one in offsets]
 
-        def first() -> list[Tensor]:
-            if self.data_init:
-                values = self._from_batch(inputs, training, mask)
-            else:
-                values = [self._length()]
-            return [ops.stop_gradient(a - stored(b)) for a, b in zip(values, learned, strict=True)]
+            def nothing() -> list[Tensor]:
+                return [ops.zeros(shape, stored(self.g).dtype) for shape in [(), *shapes, *shapes]]
 
-        initialized = known(self.initialized.value)
-        if initialized:
-            initial = unchanged()
+            def first() -> list[Tensor]:
+                return self._moments(shapes, tensors, arguments)
+
+            count, *moments = ops.cond(initialized, nothing, first) if traced else first()
+            means, variances = moments[: len(shapes)], moments[len(shapes) :]
+            count, means, variances = pooled(count, means, variances)
+            ready = ops.logical_and(ready, count > 0)
+            scales = [1 / ops.sqrt(one + 1e-10) for one in variances]
+            wanted = [ops.stop_gradient(self.effective_g) * scales[0]]
+            wanted += [-mean * scale for mean, scale in zip(means[1:], scales[1:], strict=True)]
+            initialized = ops.logical_or(initialized, ops.logical_or(count > 0, self._learned()))
         else:
-            traced = initialized is None
-            initial = ops.cond(self.initialized.value, unchanged, first) if traced else first()
+            wanted, initialized = [self._length()], ops.ones((), "bool")
+        initial = [
+            ops.where(ready, value - constant(start), constant(offset))
+            for value, start, offset in zip(wanted, learned, offsets, strict=True)
+        ]
+        if all(map(lasting, initial, offsets)):
             for variable, value in zip(offsets, initial, strict=True):
                 variable.assign(value)
-            self.initialized.assign(ops.ones((), "bool"))
-        g, *bias = (stored(one) + offset for one, offset in zip(learned, initial, strict=True))
-        substitution = Substitution(
-            [(self.v, self._direction() * g), *((self.bias, one) for one in bias)]
-        )
-        outputs = self.call_layer(substitution, inputs, training, mask)
-        substitution.apply(self)
-        return outputs
+            self.initialized.assign(initialized)
+            self.was_initialized = self.was_initialized or bool(known(self.initialized))
+        elif self.data_init and not (self.was_initialized or in_symbolic_scope()):
+            warnings.warn(
+                f"WeightNormalization {self.name!r} is not initialized from data: inside a "
+                "function that JAX traces by itself (scan, while_loop, checkpoint, vmap, jit) "
+                "nothing can be kept. It trains from g = 1. Call it on a batch before, outside of "
+                "that function, or pass data_init=False.",
+                stacklevel=2,
+            )
+
+    def _learned(self) -> Tensor:
+        """Whether g was trained on top of a value of initial_g."""
+        return ops.logical_and(ops.any(stored(self.g) != 0), ops.any(stored(self.initial_g) != 0))
 
     def _direction(self) -> Tensor:
         """V / |v|."""
         return polar(stored(self.v), self.axes)[0]
 
     def _length(self) -> Tensor:
-        """|v|, of g's shape."""
-        return ops.squeeze(polar(stored(self.v), self.axes)[1], self.axes)
+        """|v|, of g's shape, a constant."""
+        return ops.squeeze(polar(constant(self.v), self.axes)[1], self.axes)
 
-    def _from_batch(self, inputs: Any, training: bool | None, mask: Any) -> list[Tensor]:
-        """g, and the bias if there is one, that the first batch asks for."""
+    def _moments(
+        self, shapes: list[tuple[int, ...]], tensors: list[Any], arguments: dict[str, Any]
+    ) -> list[Tensor]:
+        """The first batch's rows, and the means and variances of the channels in these shapes.
+
+        All that goes in is constant: PyTorch's checkpoint counts what is saved for the backward
+        pass, and must find the same when it repeats the call, which then is not the first.
+        """
         activation = None if self.is_rnn else getattr(self.layer, "activation", None)
         if activation is not None:
             self.layer.activation = None
+        substitution = Substitution(
+            [(one, constant(one)) for one in self.layer.trainable_variables]
+        )
+        tensors = keras.tree.map_structure(ops.stop_gradient, tensors)
         try:  # what this call assigns, and its losses, are dropped
-            outputs = self.call_layer(Substitution([]), inputs, training, mask)
+            with substitution:
+                outputs = self.layer(*tensors, **arguments)
         finally:
             if activation is not None:
                 self.layer.activation = activation
         outputs = ops.cast(keras.tree.flatten(outputs)[0], stored(self.g).dtype)
         axes = list(range(len(outputs.shape)))
         axes.remove(1 if getattr(self.layer, "data_format", None) == "channels_first" else axes[-1])
-        mean, variance = ops.moments(outputs, axes)
-        scale = 1 / ops.sqrt(variance + 1e-10)
-        shape = self.g.shape
-        turn = [index % scale.shape[0] for index in range(math.prod(shape))]
-        g = self.effective_g * ops.reshape(ops.take(scale, turn), shape)
-        return [g] if self.bias is None else [g, -mean * scale]
+        size = ops.shape(outputs)
+        count = ops.cast(
+            ops.convert_to_tensor(math.prod(size[axis] for axis in axes)), outputs.dtype
+        )
+        rows = ops.maximum(count, 1)
+        mean = ops.sum(outputs, axes, keepdims=True) / rows
+        variance = ops.sum(ops.square(outputs - mean), axes) / rows
+
+        def over(shape: tuple[int, ...], channels: Tensor) -> Tensor:
+            turn = [index % channels.shape[0] for index in range(math.prod(shape))]
+            return ops.reshape(ops.take(channels, turn), shape)
+
+        mean = ops.squeeze(mean, axes)
+        return [
+            count,
+            *(over(one, mean) for one in shapes),
+            *(over(one, variance) for one in shapes),
+        ]
 
     def remove(self) -> keras.Layer:
         """The layer alone, as an ordinary layer that computes what the wrapper does.
@@ -193,19 +253,16 @@ class WeightNormalization(KernelWrapper):
         Raises:
             ValueError: the wrapper was not built, so that there is no kernel.
         """
-        if not self.built:
-            raise ValueError(
-                f"WeightNormalization {self.name!r} has no kernel yet: call it, or build it, "
-                "before remove()."
-            )
-        if self.data_init or ops.convert_to_numpy(self.initialized):
+        self.check_built()
+        in_use = ops.logical_or(own_value(self.initialized), self._learned())
+        if self.data_init or bool(in_use):
             self.v.assign(self._direction() * self.effective_g)
             if self.bias is not None:
                 self.bias.assign(self.effective_bias)
             self.reset_own_weights()
             self.g.assign(self._length())
             self.initialized.assign(ops.ones((), "bool"))
-        return self.layer
+        return self.release()
 
     def reset_own_weights(self) -> None:
         """Set the initial values to zero."""
@@ -230,6 +287,7 @@ class WeightNormalization(KernelWrapper):
         self.reads_addons = False
         if "1" not in store or not store["1"].shape:
             super().load_own_variables(store)
+            self.was_initialized = bool(known(self.initialized))
             return
         for name, variable in enumerate([self.g, self.v, self.initialized]):
             variable.assign(store[str(name)])
@@ -248,11 +306,16 @@ class WeightNormalization(KernelWrapper):
         return {**super().get_config(), "data_init": self.data_init}
 
 
-def known(flag: Tensor) -> bool | None:
+def constant(variable: keras.Variable) -> Tensor:
+    """A variable's value, through which no gradient flows."""
+    return ops.stop_gradient(stored(variable))
+
+
+def known(flag: keras.Variable) -> bool | None:
     """The flag's value; None in a compiled function of TensorFlow or JAX, which learns it later."""
     try:
-        return bool(flag)
+        return bool(own_value(flag))
     except TypeError:
-        return value_before(flag) or None  # once true it stays true
+        return value_before(flag.value) or None  # once true it stays true
     except RuntimeError:  # PyTorch where it exports, or works out shapes: as if called before
         return True

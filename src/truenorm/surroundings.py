@@ -1,0 +1,80 @@
+"""What a call cannot see from its arguments: other replicas, and functions that run around it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import ops
+from keras.src.backend import get_stateless_scope  # Keras has no public name for it
+
+Tensor = Any
+
+
+def lasting(value: Tensor, variable: keras.Variable) -> bool:
+    """Whether a value that is assigned to a variable here means anything afterwards.
+
+    JAX traces the body of a scan, of a while_loop and of a checkpoint as a function of its own,
+    whose values are unknown outside.
+    """
+    trace = getattr(value, "_trace", None)
+    if trace is None:
+        return True
+    here = getattr(variable.value, "_trace", None)
+    scope = get_stateless_scope()
+    if here is None and scope is not None and scope.get_current_value(variable) is not None:
+        # A known value was given to stateless_call: what jit traces around it may be returned.
+        debug_info = getattr(getattr(trace, "frame", None), "debug_info", None)
+        return getattr(debug_info, "traced_for", None) == "jit"
+    return trace is here
+
+
+def recomputing() -> bool:
+    """Whether this runs in PyTorch's backward pass, which repeats what a checkpoint left out."""
+    if keras.backend.backend() != "torch":
+        return False
+    import torch
+
+    return bool(torch._C._current_graph_task_id() != -1)
+
+
+def pooled(
+    count: Tensor, means: list[Tensor], variances: list[Tensor]
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """The count, means and variances over the batches of all replicas.
+
+    Replicas are those of a strategy of TensorFlow, or PyTorch's process group.
+    """
+    total = _sum_over_replicas()
+    if total is None:
+        return count, means, variances
+    everything = total(count)
+    rows = ops.maximum(everything, 1)
+    shared = [total(count * mean) / rows for mean in means]
+    spread = [
+        total(count * (variance + ops.square(mean - one))) / rows
+        for variance, mean, one in zip(variances, means, shared, strict=True)
+    ]
+    return everything, shared, spread
+
+
+def _sum_over_replicas() -> Callable[[Tensor], Tensor] | None:
+    """What adds a tensor over the replicas; None where there is one."""
+    match keras.backend.backend():
+        case "tensorflow":
+            import tensorflow as tf
+
+            context = tf.distribute.get_replica_context()
+            if context is not None and context.num_replicas_in_sync > 1:
+                return lambda x: context.all_reduce(tf.distribute.ReduceOp.SUM, x)
+        case "torch":
+            from torch import distributed
+
+            if distributed.is_available() and distributed.is_initialized():
+
+                def total(x: Tensor) -> Tensor:
+                    x = x.clone()
+                    distributed.all_reduce(x)
+                    return x
+
+                return total
+    return None
