@@ -29,6 +29,11 @@ class SpectralNormalization(KernelWrapper):
     divided by the sigma of the last training step, as batch normalization uses the averages of
     training. A layer that was never trained divides by one. A kernel of zeros stays one.
 
+    Where u cannot be kept, training is refused: inside a function that JAX traces by itself (scan,
+    while_loop, checkpoint, vmap) and where PyTorch repeats `keras.remat`. On TensorFlow,
+    `keras.remat` around the layer iterates again in the backward pass; make the layer inside
+    `keras.RematScope` instead.
+
     Weights, in the order of `weights`; all but sigma are TensorFlow Addons':
 
     - `sn_u` (1, out), u; not trained;
@@ -49,6 +54,7 @@ class SpectralNormalization(KernelWrapper):
         ValueError: layer is not a layer, or power_iterations below 1; at build, if the layer has
             no kernel.
         TypeError: power_iterations is not an integer.
+        RuntimeError: in training, where u cannot be kept.
     """
 
     def __init__(self, layer: keras.Layer, power_iterations: int = 1, **kwargs: Any) -> None:

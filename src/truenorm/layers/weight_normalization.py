@@ -36,6 +36,12 @@ class WeightNormalization(KernelWrapper):
       gates, a transposed convolution) they take the channels' 1 / s in turn.
     - else g becomes |v|: the layer computes what it would without the wrapper.
 
+    A batch without rows initializes nothing. Replicas of a TensorFlow strategy and processes of
+    PyTorch's default group take the moments over all their rows: every process must make the first
+    call. Inside a function that JAX traces by itself (scan, while_loop, checkpoint, vmap, and so a
+    recurrent cell) nothing can be kept: call the layer before, on a batch outside, or pass
+    `data_init=False`, for which g is then |v| at build. Else it warns and trains from g = 1.
+
     Weights, in the order of `weights`; all but the initial ones are TensorFlow Addons':
 
     - `g` (trainable), the shape of v without the axes of |v|;
