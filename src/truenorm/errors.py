@@ -12,6 +12,12 @@ class InputError(ValueError):
     """
 
 
+def summary(error: BaseException) -> str:
+    """An exception as part of a sentence: its type, and the beginning of its text on one line."""
+    text = " ".join(str(error)[:2000].split())
+    return f"{type(error).__name__}: {text if len(text) <= 300 else f'{text[:297]}...'}"
+
+
 _SHORT = reprlib.Repr()
 _SHORT.maxlist = _SHORT.maxtuple = 12
 _SHORT.maxstring = _SHORT.maxother = 120

@@ -9,9 +9,11 @@ import keras
 import pytest
 
 import truenorm
+from truenorm import migrate
 from truenorm.errors import InputError
 from truenorm.migrate import checkpoint, files
 from truenorm.migrate.configs import Conversion
+from truenorm.migrate.hdf5 import Tree
 
 h5py = pytest.importorskip("h5py")
 
@@ -290,3 +292,49 @@ def test_the_reader_in_the_other_process_says_what_it_cannot_survive(monkeypatch
     monkeypatch.setattr(hdf5, "PROGRAM", program)
     with pytest.raises(InputError, match="the HDF5 library did not survive reading it"):
         hdf5.read_tree(hdf5.SIGNATURE + b"x", "a.h5")
+
+
+DENSE = {"name": "d", "units": 4, "dtype": "float32"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "shape"),
+    [
+        ("EinsumDense", {"equation": "ab,bc->ac", "output_shape": [10**10]}, [None, 4]),
+        (
+            "Conv2D",
+            {"filters": 4, "kernel_size": [10**6, 10**6], "padding": "same"},
+            [None, 8, 8, 4],
+        ),
+        ("Dense", {**DENSE, "lora_rank": 10**10}, [None, 4]),
+        ("Dense", DENSE, [None, 10**10]),
+        ("BatchNormalization", {}, [None, 10**11]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_sizes_are_refused_before_memory_is_taken(kind, config, shape):
+    layer = {"module": "keras.layers", "class_name": kind, "config": {"name": "l", **config}}
+    entry = {"batch_shape": shape, "dtype": "float32", "name": "i"}
+    entry = {"module": "keras.layers", "class_name": "InputLayer", "config": entry}
+    config = {"name": "s", "layers": [entry, layer], "build_input_shape": shape}
+    config = {"module": "keras", "class_name": "Sequential", "config": config}
+    saved = files.Saved("m.h5", "h5", None, None, Tree({}, {}))
+    with pytest.raises(InputError, match=r"asks for .* numbers, and the file holds 0: it"):
+        migrate.check_memory(config, saved, True)
+    # Nothing is left that the next scope would make room for.
+    with keras.StatelessScope():
+        pass
+
+
+def test_a_broken_file_of_keras_3_is_one_sentence(tmp_path):
+    path = tmp_path / "m.keras"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("metadata.json", '{"keras_version": "3.15.1", "date_saved": ""}')
+        config = '{"module": null, "class_name": "No%s", "config": {}, "registered_name": "x"}'
+        file.writestr("config.json", config % ("o" * 10_000))
+        file.writestr("model.weights.h5", b"nothing")
+    with pytest.raises(InputError) as raised:
+        truenorm.load_model(path)
+    assert str(path) in str(raised.value)
+    assert len(str(raised.value)) < 600
+    assert "\n" not in str(raised.value)

@@ -6,6 +6,8 @@ compares it with the old one. Of the files here `files`, `hdf5` and `checkpoint`
 `verify` compares.
 """
 
+import copy
+import math
 import os
 import warnings
 from collections.abc import Mapping
@@ -13,7 +15,10 @@ from typing import Any
 
 import keras
 
-from truenorm.errors import InputError
+# See check_memory.
+from keras.src.backend.common.global_state import get_global_attribute, set_global_attribute
+
+from truenorm.errors import InputError, brief, summary
 from truenorm.migrate import addons, files, weights
 from truenorm.migrate.configs import Conversion, Row
 from truenorm.migrate.migration import migrate
@@ -98,8 +103,7 @@ def load(
         raise
     except MALFORMED as error:
         raise InputError(
-            f"The config in {saved.path} is not as Keras 2 writes one: {type(error).__name__}: "
-            f"{error}"
+            f"The config in {saved.path} is not as Keras 2 writes one: {summary(error)}"
         ) from error
     check_sizes(conversion, saved)
     compiling = Compiling(custom_objects)
@@ -128,18 +132,58 @@ def check_sizes(conversion: Conversion, saved: files.Saved) -> None:
 
 def build(config: dict[str, Any], saved: files.Saved, safe_mode: bool) -> Any:
     """Make the model of a converted config."""
+    check_memory(config, saved, safe_mode)
     try:
         return keras.saving.deserialize_keras_object(config, safe_mode=safe_mode)
     except Exception as error:  # whatever a layer says of arguments that do not fit it
         raise InputError(
-            f"Keras 3 cannot make the model in {saved.path}: {type(error).__name__}: {error}"
+            f"Keras 3 cannot make the model in {saved.path}: {summary(error)}"
         ) from error
+
+
+def check_memory(config: Any, saved: files.Saved, safe_mode: bool) -> None:
+    """Refuse a model whose weights are far more than the file holds, before there are any.
+
+    The model is made inside a scope in which variables have a shape and no memory, and let go.
+
+    Raises:
+        InputError: it is.
+    """
+    name = "uninitialized_variables"  # Keras' list of them, of which the next scope makes tensors
+    others = get_global_attribute(name, [])
+    set_global_attribute(name, [])
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            # Of a copy: Keras changes what it is given.
+            keras.saving.deserialize_keras_object(copy.deepcopy(config), safe_mode=safe_mode)
+    except Exception:  # the model is made once more, and what is wrong with it said there
+        pass
+    finally:
+        found = get_global_attribute(name, [])
+        set_global_attribute(name, others)
+    needed = sum(math.prod(one.shape) for one in found)
+    there = sum(math.prod(one.shape) for one in saved.weights.arrays.values())
+    if needed > 2 * there + files.SLACK // 4:
+        raise InputError(
+            f"The config in {saved.path} asks for {brief(needed)} numbers, and the file holds "
+            f"{there}: it is broken, or made to fill the memory."
+        )
 
 
 def files_of_keras_3(
     saved: files.Saved, custom_objects: Mapping[str, Any] | None, compile: bool, safe_mode: bool
 ) -> Any:
-    """A file that needs no migration."""
-    return keras.models.load_model(
-        saved.path, custom_objects=dict(custom_objects or {}), compile=compile, safe_mode=safe_mode
-    )
+    """A file that needs no migration.
+
+    Raises:
+        InputError: Keras cannot open it; the cause is Keras' own error.
+    """
+    custom = dict(custom_objects or {})
+    with keras.saving.custom_object_scope(custom):
+        check_memory(saved.config, saved, safe_mode)
+    try:
+        return keras.models.load_model(
+            saved.path, custom_objects=custom, compile=compile, safe_mode=safe_mode
+        )
+    except Exception as error:
+        raise InputError(f"Keras 3 cannot open {saved.path}: {summary(error)}") from error
