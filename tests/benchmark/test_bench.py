@@ -8,10 +8,12 @@ import keras
 import numpy as np
 import pytest
 
+from truenorm import benchmark
+from truenorm.allocator import SETTINGS, kept_pages, page_faults
 from truenorm.benchmark import bench
 from truenorm.benchmark.candidates import FUNCTION, PLAIN, TRUENORM, YARDSTICK, candidates, inputs
 from truenorm.benchmark.cases import DTYPES, KINDS, LAYOUTS, SIZES, Case, choose_cases
-from truenorm.benchmark.measure import kept_pages, measure
+from truenorm.benchmark.measure import measure
 from truenorm.benchmark.results import Results, Row
 from truenorm.cli import main
 from truenorm.errors import InputError
@@ -118,6 +120,26 @@ def test_pages_are_kept_inside_the_block():
         new_pages()
         assert new_pages() < pages / 10
     assert new_pages() > pages / 2
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this allocator is not glibc's")
+def test_page_faults_of_a_call_and_what_is_said_of_them(monkeypatch):
+    def call():
+        return len(b"x" * (40 << 20))
+
+    with kept_pages():
+        assert page_faults(call) < 100
+    assert page_faults(call) > 5000
+    case = Case("group", "last", "large", "float32")
+    assert benchmark._advice(case, 50, 0) == benchmark._advice(case, None, None) == ""
+    said = benchmark._advice(case, 5000, 3)
+    assert "makes 5,000 page faults a call instead of 3" in said
+    assert said.endswith(SETTINGS)
+    # Whoever has set the allocator up is left alone.
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")
+    monkeypatch.setattr("ctypes.CDLL", lambda name: pytest.fail("it was set up again"))
+    with kept_pages() as kept:
+        assert kept
 
 
 def row(**seconds):

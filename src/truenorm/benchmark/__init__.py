@@ -11,7 +11,8 @@ from typing import Any
 
 from keras import backend
 
-from truenorm.benchmark.candidates import candidates, inputs
+from truenorm.allocator import SETTINGS, kept_pages, page_faults
+from truenorm.benchmark.candidates import TRUENORM, candidates, inputs
 from truenorm.benchmark.cases import (
     DTYPES,
     KINDS,
@@ -22,13 +23,15 @@ from truenorm.benchmark.cases import (
     check_rounds,
     choose_cases,
 )
-from truenorm.benchmark.measure import BUFFERS, kept_pages, measure
+from truenorm.benchmark.measure import BUFFERS, measure
 from truenorm.benchmark.results import Results, Row, check_folder
 from truenorm.config import facts
 from truenorm.errors import InputError
 from truenorm.figures import need_matplotlib
 
 __all__ = ["DEFAULTS", "Results", "bench"]
+
+PAGE = 4096  # bytes; where pages are larger there are fewer faults to speak of
 
 DEFAULTS: dict[str, Any] = {
     "norms": ",".join(KINDS),
@@ -85,21 +88,45 @@ def bench(
         check_folder(folder, name, force)
         need_matplotlib()
     rows = []
+    largest = max(cases, key=lambda case: case.bytes)
+    left = _page_faults(largest)
     with kept_pages() as kept, _progress(len(cases) * len(PASSES), progress) as begin:
         for case in cases:
             for passes in PASSES:
                 begin(f"{case}, {passes}")
                 rows.append(_row(case, passes, rounds))
+        held = _page_faults(largest) if kept else None
     machine = {
         "processor": _processor(),
         "cores": str(os.cpu_count()),
         "freed memory": "kept by the allocator" if kept else "left to the allocator",
     }
-    results = Results(rows, facts() | machine, name, rounds)
+    if left is not None and held is not None:
+        machine["page faults"] = f"{held} a call, {left} where left to the allocator"
+    advice = _advice(largest, left, held)
+    results = Results(rows, facts() | machine, name, rounds, advice)
     show(results)
     if folder is not None:
         results.save(folder)
     return results
+
+
+def _page_faults(case: Case) -> int | None:
+    """Those of truenorm's forward and backward pass."""
+    run = candidates(case, trained=True)[TRUENORM]
+    pair = inputs(case, 1)[0]
+    return page_faults(lambda: run(*pair))
+
+
+def _advice(case: Case, left: int | None, held: int | None) -> str:
+    """A sentence where giving memory back costs as many page faults as a part of x has pages."""
+    if left is None or held is None or left - held < case.bytes / PAGE / 4:
+        return ""
+    return (
+        f"Left to itself, this system's allocator gives freed tensors back: {case}, "
+        f"forward+backward,\nthen makes {left:,} page faults a call instead of {held:,}. The times "
+        f"above are without them;\nso are your programs with this before the command:\n{SETTINGS}"
+    )
 
 
 def _row(case: Case, passes: str, rounds: int) -> Row:

@@ -1,14 +1,11 @@
 """Time candidates in turn, on tensors that take turns."""
 
 import collections
-import contextlib
-import ctypes
 import dataclasses
-import platform
 import statistics
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -33,33 +30,6 @@ class Spread:
         """Of three values or more."""
         low, median, high = statistics.quantiles(values, n=4, method="inclusive")
         return cls(low, median, high)
-
-
-# Parameters of glibc's mallopt: what each is while freed memory is kept, and by default.
-_MALLOC = {-1: (2**31 - 1, 128 << 10), -4: (0, 65536), -8: (1, 0)}  # trim, mmaps, arenas
-
-
-@contextlib.contextmanager
-def kept_pages() -> Iterator[bool]:
-    """Make glibc's allocator keep what is freed, inside the `with` block, if it is this one.
-
-    Otherwise it returns large tensors to the system, from which every page comes back cleared, by
-    and by: this takes longer than a normalization, and strikes whoever happens to run.
-
-    Yields:
-        Whether it does.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        yield False
-        return
-    libc = ctypes.CDLL(None)
-    try:
-        kept = [libc.mallopt(which, value) for which, (value, _) in _MALLOC.items()]
-        yield all(kept)
-    finally:
-        for which, (_, default) in _MALLOC.items():
-            libc.mallopt(which, default)
-        libc.malloc_trim(0)
 
 
 def measure(

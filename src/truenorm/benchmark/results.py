@@ -72,12 +72,14 @@ class Results:
         facts: versions and machine, as text.
         backend: the Keras backend.
         rounds: how often each candidate was timed.
+        advice: a sentence on how to set up the machine, if there is one.
     """
 
     rows: list[Row]
     facts: dict[str, str]
     backend: str
     rounds: int
+    advice: str = ""
 
     def __str__(self) -> str:
         names = list(dict.fromkeys(name for row in self.rows for name in row.seconds))
@@ -107,7 +109,7 @@ class Results:
             for row in self.rows
             for name, error in row.failed.items()
         )
-        return "\n\n".join([*sections, tail, *failed])
+        return "\n\n".join([*sections, tail, *failed, *([self.advice] if self.advice else [])])
 
     def as_dict(self) -> dict[str, Any]:
         """What the JSON file holds."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 
+from truenorm.allocator import kept_pages
 from truenorm.experiment import data as images
 from truenorm.experiment import folder as folders
 from truenorm.experiment import models, plots, report, settings
@@ -95,6 +96,7 @@ def compare(
             folder = stack.enter_context(folders.hold(out, _identity(chosen, loaded)))
         shown = choose(progress, chosen, plan, set(not_applicable))
         stack.enter_context(deterministic())
+        stack.enter_context(kept_pages())  # training does not wait for cleared pages
         with shown, Interrupt() as interrupt:
             records = _run(plan, chosen, loaded, folder, shown, interrupt)
         results = Results(
