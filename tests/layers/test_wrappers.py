@@ -148,6 +148,15 @@ def test_the_kernel_is_computed_in_float32(kind, dtype, rng):
 
 
 @both
+def test_a_policy_of_the_wrapper_s_own(kind, rng):
+    x = rng.normal(0, 1, (4, 5)).astype("float32")
+    wrapper = wrap(kind, keras.layers.Dense(3), dtype="mixed_float16")
+    assert wrapper.layer.compute_dtype == "float32"
+    assert wrapper(keras.Input((5,))).dtype == "float16"
+    assert keras.backend.standardize_dtype(wrapper(x).dtype) == "float16"
+
+
+@both
 @pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16"])
 def test_a_mixed_precision_model_trains(kind, dtype, rng):
     x = rng.normal(0, 1, (16, 6)).astype("float32")

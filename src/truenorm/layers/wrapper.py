@@ -263,7 +263,10 @@ class KernelWrapper(OwnFramework, keras.layers.Wrapper):
         flat = [*(value for _, value in values), *keras.tree.flatten(tensors)]
         outputs, updates, losses = self._rematerialized(function, inputs)(*flat)
         substitution.apply(self, updates, losses)
-        return outputs
+        if self.compute_dtype == self.layer.compute_dtype:
+            return outputs
+        # The layer has a policy of its own.
+        return keras.tree.map_structure(lambda y: ops.cast(y, self.compute_dtype), outputs)
 
     def rematerialized_call(
         self, layer_call: Callable[..., Any], *args: Any, **kwargs: Any
