@@ -76,7 +76,8 @@ def measure(name: str, mean: float, sd: float) -> dict[str, dict[str, float]]:
     import keras
 
     import truenorm
-    from truenorm import ops, reference
+    from truenorm.core import reference
+    from truenorm.core.kinds import KINDS
 
     shape, options = LAYERS[name]
     rng = np.random.default_rng(0)
@@ -88,8 +89,9 @@ def measure(name: str, mean: float, sd: float) -> dict[str, dict[str, float]]:
             continue
         layer = getattr(layers, name)(**options)
         y, dx = forward_and_gradient(layer, x, dy)
-        view = ops.build_view(shape, **options)
-        setting = {"epsilon": layer.epsilon, "centered": name != "RMSNormalization"}
+        kind = next(one for one in KINDS.values() if one.keras == name)
+        view = kind.view(shape, **{"axis": -1, **options})
+        setting = {"epsilon": layer.epsilon, "centered": kind.centered}
         x64, dy64 = x.astype("float64"), dy.astype("float64")
         exact = reference.normalize(x64, None, None, view, **setting)
         slope, _, _ = reference.gradient(x64, None, None, dy64, view, **setting)

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from truenorm import ops
-from truenorm.view import View
+from truenorm.core.kinds import KINDS, Kind
+from truenorm.core.view import View
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,21 +23,22 @@ class Case:
     per_sample: bool = False  # gamma and beta have a row for each sample
 
     @property
+    def kind(self) -> Kind:
+        return KINDS["frn" if self.function == "filter_response" else self.function]
+
+    @property
     def centered(self) -> bool:
-        return self.function not in ("filter_response", "rms")
+        return self.kind.centered
 
     @property
     def has_beta(self) -> bool:
-        return self.function != "rms"
+        return "beta" in self.kind.learned
 
     @property
     def view(self) -> View:
-        defaults = {
-            "filter_response": {"axis": (1, 2), "per_channel": True},
-            "group": {"groups": 32},
-            "instance": {"groups": -1},
-        }.get(self.function, {})
-        return ops.build_view(self.shape, **{"axis": -1, **defaults, **self.options})
+        defaults = {"filter_response": {"axis": (1, 2)}, "group": {"groups": 32}}
+        options = {"axis": -1, **defaults.get(self.function, {}), **self.options}
+        return self.kind.view(self.shape, **options)
 
     @property
     def parameter_shape(self) -> tuple[int, ...]:

@@ -4,8 +4,8 @@ import ctypes
 
 import numpy as np
 
-from truenorm.kernels.library import load
-from truenorm.kernels.recipe import recipe
+from truenorm.native.library import load
+from truenorm.native.recipe import recipe
 
 CENTERED, GIVEN = 1, 2
 DTYPES = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3}
@@ -56,7 +56,7 @@ class Core:
     """
 
     def __init__(self, view, shape, dtype, *, epsilon, centered, per_sample=False, offset=0):
-        self.recipe = recipe(view, per_sample)
+        self.recipe = recipe(view.vary_over(0) if per_sample else view)
         self.shape = tuple(shape[axis] for axis in self.recipe.order)
         self.offset = offset
         self.compute = np.dtype("float64" if dtype == "float64" else "float32")

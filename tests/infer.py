@@ -10,8 +10,8 @@ import numpy as np
 from keras import ops
 
 import truenorm
-from truenorm import reference
-from truenorm.ops import build_view
+from truenorm.core import reference
+from truenorm.core.kinds import KINDS
 
 SHAPE = (3, 5, 6, 4)
 CASES = [
@@ -42,8 +42,7 @@ CLASSES = {
 
 def view_of(kind, options, shape):
     """Which elements share statistics."""
-    more = {"instance": {"groups": -1}, "filter_response": {"per_channel": True}}.get(kind, {})
-    return build_view(shape, **more, **options)
+    return KINDS["frn" if kind == "filter_response" else kind].view(shape, **options)
 
 
 def specification(kind, options, x, weights, mask):

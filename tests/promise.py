@@ -1,4 +1,4 @@
-"""The promise on numbers, as checks against `truenorm.reference` in a wider precision.
+"""The promise on numbers, as checks against `truenorm.core.reference` in a wider precision.
 
 With s = max(1, |gamma * xhat| + |beta|), for |mean| / sd up to 1e4:
 
@@ -12,7 +12,7 @@ With s = max(1, |gamma * xhat| + |beta|), for |mean| / sd up to 1e4:
 import numpy as np
 
 from cases import EPSILON, Case
-from truenorm import reference
+from truenorm.core import reference
 
 FORWARD = {"float32": 2e-6, "float16": 2e-6, "bfloat16": 2e-6, "float64": 1e-14}
 BACKWARD = {"float32": 4e-6, "float64": 2e-14}

@@ -9,9 +9,12 @@ import sys
 import warnings
 from importlib.machinery import ModuleSpec
 
+import keras
 import pytest
 
-from truenorm_cli import backends, main
+import truenorm
+from truenorm import backends
+from truenorm.cli import main
 
 
 @pytest.fixture
@@ -88,9 +91,45 @@ def test_an_old_keras(environment, monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("truenorm: Keras 2.15.0 is installed")
 
 
+def run(program, **options):
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, **options
+    )
+
+
+def test_importing_truenorm_imports_no_framework():
+    done = run(
+        "import sys, truenorm, truenorm.core.kinds, truenorm.core.plain, truenorm.core.engine\n"
+        "found = {'keras', 'jax', 'torch', 'tensorflow', 'flax'} & set(sys.modules)\n"
+        "assert not found, found\n"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("program", ["import truenorm, keras", "import keras, truenorm"])
+def test_keras_opens_files_with_the_layers_that_nobody_named(program, tmp_path):
+    path = str(tmp_path / "model.keras")
+    keras.Sequential([keras.Input((4,)), truenorm.RMSNormalization()]).save(path)
+    done = run(
+        f"{program}\nmodel = keras.saving.load_model({path!r})\n"
+        "print(type(model.layers[0]).__module__, keras.__spec__.loader.__class__.__name__)"
+    )
+    assert done.stdout.split() == ["truenorm.layers.rms_normalization", "SourceFileLoader"]
+
+
+@pytest.mark.parametrize(
+    "name", ["GroupNormalization", "layers", "ops", "rnn", "load_model", "compare", "explain"]
+)
+def test_public_names_are_imported_where_they_are_used(name):
+    done = run(f"import truenorm; assert {name!r} in dir(truenorm); truenorm.{name}")
+    assert done.returncode == 0, done.stderr
+    done = run(f"from truenorm import {name}")
+    assert done.returncode == 0, done.stderr
+
+
 def test_importing_truenorm_asks_before_keras_does(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", "import truenorm"],
+        [sys.executable, "-c", "import truenorm, keras"],
         env=os.environ | {"KERAS_BACKEND": "mxnet", "KERAS_HOME": str(tmp_path)},
         capture_output=True,
         text=True,

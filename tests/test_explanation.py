@@ -11,10 +11,11 @@ import keras
 import pytest
 
 import truenorm
-from truenorm import cli, drawing
-from truenorm.drawing import block, faces
-from truenorm.errors import InputError
-from truenorm.explanation import Explanation, explain, parse_axis, parse_shape
+from truenorm.cli import commands as cli
+from truenorm.core.errors import InputError
+from truenorm.tools.explain import drawing
+from truenorm.tools.explain.drawing import block, faces
+from truenorm.tools.explain.explanation import Explanation, explain, parse_axis, parse_shape
 
 # name, shape, options, channel axis
 CASES = [
@@ -467,10 +468,10 @@ def test_notebooks_show_picture_and_words_and_words_alone_without_matplotlib(mon
 
 def test_the_command_prints_the_words_without_importing_matplotlib():
     code = (
-        "import sys, keras, truenorm_cli\n"
+        "import sys, keras\nfrom truenorm import cli\n"
         # Keras imports it itself: so it is forgotten, and must not come back.
         "[sys.modules.pop(name) for name in list(sys.modules) if name.startswith('matplotlib')]\n"
-        "code = truenorm_cli.main(['explain', 'group', '--groups', '5', '--shape', '?,28,28,10'])\n"
+        "code = cli.main(['explain', 'group', '--groups', '5', '--shape', '?,28,28,10'])\n"
         "assert code == 0 and 'matplotlib' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

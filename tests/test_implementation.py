@@ -9,9 +9,13 @@ import pytest
 from keras import ops
 
 import truenorm
-from truenorm import native, plain
-from truenorm.kernels import library
+from truenorm import native
+from truenorm.core.call import Call
+from truenorm.core.kinds import KINDS
+from truenorm.core.plain import Plain
+from truenorm.native import library
 
+REASON = native.unavailable(keras.backend.backend())
 X = np.arange(24, dtype="float32").reshape(2, 3, 4) ** 2
 
 
@@ -23,33 +27,39 @@ class FakeNative:
         self.asked = []
         self.computed = []
 
-    def unsupported(self, x, gamma, beta, view, *, epsilon, centered, mask):
-        self.asked.append((x, gamma, beta, view, epsilon, centered, mask))
-        return self.reason
+    name = "native"
 
-    def normalize(self, x, gamma, beta, view, *, epsilon, centered, mask):
-        self.computed.append((x, gamma, beta, view, epsilon, centered, mask))
-        return x * 0 + 7
+    def normalize(self, call, x, gamma, beta, mask, epsilon):
+        self.asked.append((x, gamma, beta, call, mask))
+        if self.reason is None:
+            self.computed.append(self.asked[-1])
+            return x * 0 + 7
+        return self.reason
 
 
 @pytest.fixture
 def kernels(monkeypatch):
     fake = FakeNative()
-    monkeypatch.setattr(native, "unsupported", fake.unsupported)
-    monkeypatch.setattr(native, "normalize", fake.normalize)
+    use(monkeypatch, fake)
     return fake
+
+
+def use(monkeypatch, engine):
+    """Put an engine in the place of the native one."""
+    front = truenorm.ops.FRONT
+    monkeypatch.setattr(truenorm.ops, "FRONT", front._replace(engines=(engine, front.engines[1])))
 
 
 @pytest.fixture
 def plain_calls(monkeypatch):
     """The calls that the plain math computes."""
-    calls, original = [], plain.normalize
+    calls, original = [], Plain.normalize
 
-    def normalize(*arguments, **options):
-        calls.append((arguments, options))
-        return original(*arguments, **options)
+    def normalize(*arguments):
+        calls.append(arguments)
+        return original(*arguments)
 
-    monkeypatch.setattr(plain, "normalize", normalize)
+    monkeypatch.setattr(Plain, "normalize", normalize)
     return calls
 
 
@@ -83,15 +93,14 @@ def test_plain_is_plain_and_asks_nobody(kernels, plain_calls):
 
 
 def test_a_build_without_kernels_uses_plain(plain_calls, monkeypatch):
-    monkeypatch.setattr(native, "KERNELS", None)
-    monkeypatch.setattr(native, "UNAVAILABLE", "there was no compiler")
+    use(monkeypatch, native.Missing("there was no compiler"))
     normalized()
     assert len(plain_calls) == 1
     with pytest.raises(NotImplementedError, match="this call: there was no compiler"):
         normalized(implementation="native")
 
 
-@pytest.mark.skipif(native.UNAVAILABLE is not None, reason=str(native.UNAVAILABLE))
+@pytest.mark.skipif(REASON is not None, reason=str(REASON))
 def test_native_computes_the_default_and_leaves_masks_to_plain(plain_calls):
     expected = normalized(implementation="plain")
     del plain_calls[:]
@@ -109,11 +118,12 @@ def test_a_library_that_does_not_load_is_told(monkeypatch, tmp_path):
     broken.write_bytes(b"not a library")
     monkeypatch.setattr(library, "path", lambda name: broken)
     monkeypatch.setattr(library, "load", library.load.__wrapped__)
-    if keras.backend.backend() in ("jax", "tensorflow", "torch"):
+    backend = keras.backend.backend()
+    if backend in native.FRAMEWORKS:
         with pytest.warns(RuntimeWarning, match=r"plain path: .* does not load: .*libtruenorm"):
-            assert native._find()[0] is None
+            assert native._find(backend)[0] is None
     else:
-        assert "no native kernels for" in native._find()[1]
+        assert "no native kernels for" in native._find(backend)[1]
 
 
 def test_everything_arrives_unchanged(kernels):
@@ -123,25 +133,23 @@ def test_everything_arrives_unchanged(kernels):
     truenorm.ops.rms_normalization(X, axis=[2, 1], epsilon=0.5)
     assert kernels.asked == kernels.computed
     first, second = kernels.computed
-    for one, other in zip([*first[:3], first[6]], [X, gamma, beta, mask], strict=True):
+    for one, other in zip([*first[:3], first[4]], [X, gamma, beta, mask], strict=True):
         assert keras.ops.is_tensor(one)
         assert keras.backend.standardize_dtype(one.dtype) == other.dtype
         np.testing.assert_array_equal(ops.convert_to_numpy(one), other)
-    assert first[3:6] == (truenorm.ops.build_view(X.shape, axis=2, groups=2), 0.25, True)
-    assert second[1:] == (
-        None, None, truenorm.ops.build_view(X.shape, axis=[1, 2]), 0.5, False, None,
-    )  # fmt: skip
+    assert first[3] == Call(KINDS["group"].view(X.shape, axis=2, groups=2), True, 0.25)
+    assert second[1:] == (None, None, Call(KINDS["rms"].view(X.shape, [1, 2]), False, 0.5), None)
 
 
 def test_a_layer_passes_its_implementation_its_mask_and_its_weights(kernels, plain_calls):
     mask = np.array([True, False])
     layer = truenorm.GroupNormalization(groups=2)
     assert np.all(ops.convert_to_numpy(layer(X, mask=mask)) == 7)
-    _, gamma, beta, view, epsilon, centered, arrived = kernels.computed[0]
+    _, gamma, beta, call, arrived = kernels.computed[0]
     np.testing.assert_array_equal(ops.convert_to_numpy(arrived), mask)
     np.testing.assert_array_equal(ops.convert_to_numpy(gamma), np.ones(4))
     np.testing.assert_array_equal(ops.convert_to_numpy(beta), np.zeros(4))
-    assert (view.groups, epsilon, centered) == (2, 1e-3, True)
+    assert (call.view.groups, call.epsilon, call.centered) == (2, 1e-3, True)
     truenorm.GroupNormalization(groups=2, implementation="plain")(X)
     assert (len(kernels.computed), len(plain_calls)) == (1, 1)
     kernels.reason = "it is Sunday"
@@ -235,13 +243,12 @@ def test_show_config(capsys, monkeypatch):
     assert printed["numpy"] == np.__version__
     assert printed["backend"] == keras.backend.backend()
     assert printed["plain"].startswith("usable")
-    if native.UNAVAILABLE is None:
+    if REASON is None:
         assert printed["native"] == f"usable ({library.isa()}, {library.threads()} threads)"
     else:
-        assert printed["native"] == native.UNAVAILABLE
+        assert printed["native"] == REASON
     for name in ("tensorflow", "jax", "torch"):
         assert printed[name][0].isdigit() or printed[name] == "not installed"
-    monkeypatch.setattr(native, "KERNELS", None)
-    monkeypatch.setattr(native, "UNAVAILABLE", "there was no compiler")
+    monkeypatch.setattr(native, "unavailable", lambda framework: "there was no compiler")
     truenorm.show_config()
     assert "native      there was no compiler" in capsys.readouterr().out.splitlines()

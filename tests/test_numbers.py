@@ -12,7 +12,7 @@ import truenorm
 from cases import CASES, EPSILON, Case
 from gradients import value_and_gradients
 from promise import Expected
-from truenorm import reference
+from truenorm.core import reference
 
 # |mean| / sd up to 1e4; the last is a decade beyond the promise, and beyond what longdouble, the
 # yardstick of float64, resolves.

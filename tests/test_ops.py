@@ -9,16 +9,18 @@ from keras import ops
 
 import truenorm
 from gradients import value_and_gradients
-from truenorm import reference
-from truenorm.ops import NormalizationOperation, build_view
+from truenorm import native
+from truenorm.core import reference
+from truenorm.core.kinds import KINDS
+from truenorm.ops import NormalizationOperation
 
 BACKEND = keras.backend.backend()
-# Each function with options that fit inputs (..., 4), and those that `build_view` takes.
+# Each function with options that fit inputs (..., 4).
 FUNCTIONS = {
-    "group": (truenorm.ops.group_normalization, {"groups": 2}, {"groups": 2, "axis": -1}),
-    "instance": (truenorm.ops.instance_normalization, {}, {"groups": -1, "axis": -1}),
-    "layer": (truenorm.ops.layer_normalization, {}, {"axis": -1}),
-    "rms": (truenorm.ops.rms_normalization, {}, {"axis": -1}),
+    "group": (truenorm.ops.group_normalization, {"groups": 2}),
+    "instance": (truenorm.ops.instance_normalization, {}),
+    "layer": (truenorm.ops.layer_normalization, {}),
+    "rms": (truenorm.ops.rms_normalization, {}),
 }
 every_function = pytest.mark.parametrize("kind", FUNCTIONS)
 SHAPE = (4, 6, 4)  # N == C: a size cannot tell (C,) from (N,)
@@ -26,8 +28,8 @@ SHAPE = (4, 6, 4)  # N == C: a size cannot tell (C,) from (N,)
 
 def specification(kind, x, gamma=None, beta=None, mask=None, **options):
     """What the function must compute, in float64."""
-    _, _, partition = FUNCTIONS[kind]
-    partition = partition | {key: value for key, value in options.items() if key != "epsilon"}
+    _, own = FUNCTIONS[kind]
+    partition = {"axis": -1, **own, **{k: v for k, v in options.items() if k != "epsilon"}}
     x, gamma, beta = (None if one is None else one.astype("float64") for one in (x, gamma, beta))
     if mask is not None:
         mask = np.broadcast_to(mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x.shape)
@@ -35,7 +37,7 @@ def specification(kind, x, gamma=None, beta=None, mask=None, **options):
         x,
         gamma,
         beta,
-        build_view(x.shape, **partition),
+        KINDS[kind].view(x.shape, **partition),
         epsilon=options.get("epsilon", 1e-6 if kind == "rms" else 1e-3),
         centered=kind != "rms",
         mask=mask,
@@ -43,7 +45,7 @@ def specification(kind, x, gamma=None, beta=None, mask=None, **options):
 
 
 def call(kind, x, gamma=None, beta=None, **options):
-    function, own, _ = FUNCTIONS[kind]
+    function, own = FUNCTIONS[kind]
     given = (x, gamma) if kind == "rms" else (x, gamma, beta)
     return function(*given, **{**own, **options})
 
@@ -140,10 +142,10 @@ def test_gradients_of_per_sample_parameters(kind, rng):
     gamma, beta = parameters(kind, (3, 4), rng)
     arguments = [one for one in (x, gamma, beta) if one is not None]
     _, gradients = value_and_gradients(lambda *tensors: call(kind, *tensors), arguments, cotangent)
-    _, _, partition = FUNCTIONS[kind]
+    _, own = FUNCTIONS[kind]
     wanted = reference.gradient(
         *(one if one is None else one.astype("float64") for one in (x, gamma, beta, cotangent)),
-        build_view(x.shape, **partition),
+        KINDS[kind].view(x.shape, **{"axis": -1, **own}),
         epsilon=1e-6 if kind == "rms" else 1e-3,
         centered=kind != "rms",
     )
@@ -352,8 +354,8 @@ def test_an_unknown_implementation(kind):
 
 @every_function
 def test_the_native_implementation_says_why_it_cannot(kind, monkeypatch):
-    monkeypatch.setattr(truenorm.native, "KERNELS", None)
-    monkeypatch.setattr(truenorm.native, "UNAVAILABLE", "it was not built")
+    engines = (native.Missing("it was not built"), truenorm.ops.FRONT.engines[1])
+    monkeypatch.setattr(truenorm.ops, "FRONT", truenorm.ops.FRONT._replace(engines=engines))
     message = (
         r"implementation='native' cannot compute this call: it was not built. "
         r"Pass implementation='plain', or None"
@@ -444,7 +446,7 @@ def test_the_options_of_an_operation_survive_its_config(kind):
     arguments = {
         "function": f"{kind}_normalization",
         "implementation": "plain",
-        "options": FUNCTIONS[kind][2] | {"epsilon": 0.5},
+        "options": FUNCTIONS[kind][1] | {"axis": -1, "epsilon": 0.5},
         "name": "norm",
     }
     operation = NormalizationOperation(**arguments)

@@ -231,7 +231,7 @@ def test_a_notebook_is_what_is_made_of_its_script(name):
 
 def test_the_original_changes_in_one_line():
     pytest.importorskip("libcst", reason="migrate-code needs LibCST")
-    from truenorm_cli.migrate_code.rewrite import rewrite
+    from truenorm.tools.migrate_code.rewrite import rewrite
 
     result = rewrite(ORIGINAL.encode())
     assert result.source.decode() == MIGRATED

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from truenorm.view import (
+from truenorm.core.view import (
     View,
     axes_view,
     canonical_axes,

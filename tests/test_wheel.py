@@ -81,7 +81,7 @@ def test_with_native_kernels(python, tmp_path):
     assert re.fullmatch(r"truenorm-[\d.]+-py3-none-\w+\.whl", wheel.name)
     # Nothing lies where another package may have a file.
     folders = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
-    assert folders == {"truenorm", "truenorm_cli", "truenorm-0.1.0.dist-info"}
+    assert folders == {"truenorm", "truenorm-0.1.0.dist-info"}
     shown = run(python.parent / "truenorm", "config", cwd=tmp_path)
     assert re.search(r"native +usable \(\w+, \d+ threads?\)", shown)
     assert run(python, "-c", PROGRAM.format(implementation="native"), cwd=tmp_path) == "computed\n"

@@ -7,9 +7,11 @@ import sys
 import pytest
 
 import truenorm
-from truenorm import benchmark, cli, explain
-from truenorm.errors import InputError
-from truenorm.writing import checked_path, write
+from truenorm import explain
+from truenorm.cli import commands as cli
+from truenorm.core.errors import InputError
+from truenorm.tools import bench as benchmark
+from truenorm.tools.writing import checked_path, write
 
 
 def test_a_file_is_whole_or_absent(tmp_path, monkeypatch):
@@ -64,7 +66,7 @@ def test_commands_say_in_a_sentence_that_they_cannot_write(capsys):
 @pytest.mark.parametrize("arguments", [[], ["explain"], ["compare"], ["migrate-code"]])
 def test_every_command_knows_the_version(arguments):
     program = (
-        "import sys, truenorm_cli; code = truenorm_cli.main(sys.argv[1:]); "
+        "import sys; from truenorm import cli; code = cli.main(sys.argv[1:]); "
         "assert 'keras' not in sys.modules; sys.exit(code)"
     )
     command = [sys.executable, "-c", program, *arguments, "--version"]

@@ -1,33 +1,39 @@
-"""truenorm: normalization layers for Keras 3, with the same numbers on every backend.
+"""truenorm: every normalization, with the same numbers from Keras 3, plain PyTorch and plain JAX.
 
     y = gamma * (x - mean) / sqrt(variance + epsilon) + beta
 
-Layers are in `truenorm.layers` (and here), functions in `truenorm.ops`, recurrent cells in
-`truenorm.rnn`. `truenorm.explain` shows which elements share a mean; `truenorm.compare` measures
-which normalization suits some data.
+- Keras: layers in `truenorm.layers` (and here), functions in `truenorm.ops`, recurrent cells in
+  `truenorm.rnn`.
+- PyTorch: modules in `truenorm.torch`, functions in `truenorm.torch.functional`.
+- JAX: functions in `truenorm.jax`, modules of flax.nnx in `truenorm.flax`.
+
+`truenorm.explain` shows which elements share a mean; `truenorm.compare` measures which
+normalization suits some data. Importing this package imports no framework: each front does.
 """
 
-from truenorm_cli import backends as _backends
+import importlib
+from typing import TYPE_CHECKING, Any
 
-_backends.prepare_keras()
+from truenorm import backends
 
-from truenorm import layers, ops, rnn
-from truenorm.config import show_config
-from truenorm.experiment import compare
-from truenorm.explanation import explain
-from truenorm.implementation import use_implementation
-from truenorm.layers import (
-    TLU,
-    FilterResponseNormalization,
-    GroupNormalization,
-    InstanceNormalization,
-    LayerNormalization,
-    PoincareNormalize,
-    RMSNormalization,
-    SpectralNormalization,
-    WeightNormalization,
-)
-from truenorm.migrate import load_model, load_weights
+if TYPE_CHECKING:
+    from truenorm import layers, ops, rnn
+    from truenorm.core.engine import use_implementation
+    from truenorm.layers import (
+        TLU,
+        FilterResponseNormalization,
+        GroupNormalization,
+        InstanceNormalization,
+        LayerNormalization,
+        PoincareNormalize,
+        RMSNormalization,
+        SpectralNormalization,
+        WeightNormalization,
+    )
+    from truenorm.tools.compare import compare
+    from truenorm.tools.config import show_config
+    from truenorm.tools.explain import explain
+    from truenorm.tools.migrate import load_model, load_weights
 
 __version__ = "0.1.0"
 
@@ -51,3 +57,31 @@ __all__ = [
     "show_config",
     "use_implementation",
 ]
+
+# Where a name is defined, if not among the layers.
+_HOMES = {
+    "compare": "tools.compare",
+    "explain": "tools.explain",
+    "load_model": "tools.migrate",
+    "load_weights": "tools.migrate",
+    "show_config": "tools.config",
+    "use_implementation": "core.engine",
+}
+_MODULES = ("flax", "jax", "layers", "ops", "rnn", "torch")
+
+backends.watch_keras()
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name where it is first used."""
+    if name in _MODULES:
+        return importlib.import_module(f"truenorm.{name}")
+    if name not in __all__:
+        raise AttributeError(f"module 'truenorm' has no attribute {name!r}")
+    home = importlib.import_module(f"truenorm.{_HOMES.get(name, 'layers')}")
+    value = globals()[name] = getattr(home, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_MODULES})

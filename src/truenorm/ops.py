@@ -1,16 +1,15 @@
-"""Normalizations as functions of tensors: they validate, build the view, choose, and call.
+"""Normalizations as functions of Keras' tensors: they check, prepare the call, and compute it.
 
 Every function computes
 
     y = gamma * (x - mean) / sqrt(variance + epsilon) + beta
 
 with statistics over a part of each sample, and differs from the others only in which part
-(`view.py`). The math is in `plain.py`.
+(`core/kinds.py`). The math is in `core/plain.py`.
 """
 
 import importlib
 import numbers
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,17 +18,10 @@ import numpy as np
 from keras import backend
 
 from truenorm import native
-from truenorm.errors import brief
-from truenorm.implementation import check as check_implementation
-from truenorm.implementation import choose
-from truenorm.view import (
-    View,
-    axes_view,
-    canonical_axes,
-    channel_view,
-    check_groups,
-    group_view,
-)
+from truenorm.core import arguments, engine
+from truenorm.core.arguments import check_epsilon, check_group_count, check_single_axis
+from truenorm.core.kinds import KINDS, Kind
+from truenorm.core.plain import Plain
 
 __all__ = [
     "filter_response_normalization",
@@ -41,16 +33,19 @@ __all__ = [
 
 Tensor = Any
 
+_RUNNING = backend.backend()
+NATIVE = native.engine(_RUNNING)
+if _RUNNING == "tensorflow" and native.unavailable(_RUNNING) is None:
+    NATIVE.hand_down(keras.ops)
+FRONT = engine.Front(keras.ops, (NATIVE, Plain(keras.ops)))
+
 # In eager PyTorch to convert what is converted, or to name its dtype, is most of a small call.
-_TAKEN_AS_THEY_ARE = (
-    (importlib.import_module("torch").Tensor,) if backend.backend() == "torch" else ()
-)
+_TAKEN_AS_THEY_ARE = (importlib.import_module("torch").Tensor,) if _RUNNING == "torch" else ()
+# A cache, on PyTorch, whose eager calls come often; the others are compiled.
+_prepare = getattr(NATIVE, "remembered", lambda same: same)(arguments.prepare)
 
 # What is no array of another framework, though it may have an array's methods.
 _TAKEN = (numbers.Number, np.ndarray, np.generic, keras.Variable, keras.KerasTensor)
-
-# Their statistic is the root mean square; the others subtract the mean.
-UNCENTERED = ("filter_response_normalization", "rms_normalization")
 
 
 def group_normalization(
@@ -92,7 +87,7 @@ def group_normalization(
     """
     partition = {"groups": check_group_count(groups), "axis": check_single_axis(axis)}
     options = {**partition, "epsilon": check_epsilon(epsilon)}
-    return _apply("group_normalization", x, gamma, beta, mask, implementation, options)
+    return _apply(KINDS["group"], x, gamma, beta, mask, implementation, options)
 
 
 def instance_normalization(
@@ -109,9 +104,8 @@ def instance_normalization(
 
     This is `group_normalization` with one group per channel, and takes its other arguments.
     """
-    partition = {"groups": -1, "axis": check_single_axis(axis)}
-    options = {**partition, "epsilon": check_epsilon(epsilon)}
-    return _apply("instance_normalization", x, gamma, beta, mask, implementation, options)
+    options = {"axis": check_single_axis(axis), "epsilon": check_epsilon(epsilon)}
+    return _apply(KINDS["instance"], x, gamma, beta, mask, implementation, options)
 
 
 def layer_normalization(
@@ -147,7 +141,7 @@ def layer_normalization(
         ValueError, TypeError, NotImplementedError: as `group_normalization`.
     """
     options = {"axis": axis, "epsilon": check_epsilon(epsilon)}
-    return _apply("layer_normalization", x, gamma, beta, mask, implementation, options)
+    return _apply(KINDS["layer"], x, gamma, beta, mask, implementation, options)
 
 
 def rms_normalization(
@@ -165,7 +159,7 @@ def rms_normalization(
     of `layer_normalization`, without beta.
     """
     options = {"axis": axis, "epsilon": check_epsilon(epsilon)}
-    return _apply("rms_normalization", x, gamma, None, mask, implementation, options)
+    return _apply(KINDS["rms"], x, gamma, None, mask, implementation, options)
 
 
 def filter_response_normalization(
@@ -199,85 +193,17 @@ def filter_response_normalization(
     Raises:
         ValueError, TypeError, NotImplementedError: as `group_normalization`.
     """
-    options = {"axis": axis, "per_channel": True, "epsilon": check_epsilon(epsilon)}
-    return _apply("filter_response_normalization", x, gamma, beta, mask, implementation, options)
-
-
-def check_single_axis(axis: Any) -> int:
-    """Return axis as a plain integer, or raise TypeError if it is not one integer."""
-    try:
-        return operator.index(axis)
-    except TypeError:
-        raise TypeError(
-            f"axis={brief(axis)} must be one integer, the channel axis; for statistics over "
-            "several axes use layer normalization, which takes a list."
-        ) from None
-
-
-def check_group_count(groups: Any) -> int:
-    """Return groups as a plain integer, or raise unless it is positive or -1."""
-    try:
-        count = operator.index(groups)
-    except TypeError:
-        raise TypeError(f"groups={brief(groups)} must be an integer.") from None
-    if count < 1 and count != -1:
-        raise ValueError(
-            f"groups={brief(groups)} must be a positive divisor of the number of channels, or -1 "
-            "for one group per channel."
-        )
-    return count
-
-
-def check_epsilon(epsilon: Any) -> float:
-    """Return epsilon as a plain float, or raise ValueError unless it is finite and >= 0."""
-    try:
-        number = float(epsilon) if isinstance(epsilon, (float, numbers.Real)) else -1.0
-    except OverflowError:
-        number = float("inf")
-    if not 0 <= number < float("inf"):
-        raise ValueError(f"epsilon={brief(epsilon)} must be a finite number of zero or more.")
-    return number
+    options = {"axis": axis, "epsilon": check_epsilon(epsilon)}
+    return _apply(KINDS["frn"], x, gamma, beta, mask, implementation, options)
 
 
 def check_float64(requested: Any, given: Any) -> None:
     """Raise ValueError where float64 was requested and the backend made something else of it."""
-    if str(requested) == "float64" and backend.standardize_dtype(given) != "float64":
-        raise ValueError(
-            "float64 was passed, but JAX computes in 32 bits unless told otherwise; set the "
-            "environment variable JAX_ENABLE_X64=1 (or jax.config.update('jax_enable_x64', True)) "
-            "before the first computation, or pass float32."
-        )
-
-
-def build_view(
-    shape: Sequence[int | None],
-    *,
-    axis: int | Sequence[int],
-    groups: int | None = None,
-    per_channel: bool = False,
-    first: int = 0,
-) -> View:
-    """The view for an input of this shape: grouped channels, or whole axes where groups is None.
-
-    With `per_channel` the axes leave one for the channels, along which gamma and beta vary. With
-    `first=1`, as layers ask, axis 0 is refused.
-
-    Raises:
-        ValueError: an axis does not exist or is refused, or groups do not divide, or the axes leave
-            no axis, or several, for the channels.
-    """
-    rank = len(shape)
-    if per_channel:
-        return channel_view(rank, axis, first)
-    axes = canonical_axes(axis, rank, first)
-    if groups is None:
-        return axes_view(rank, axes)
-    check_groups(groups, shape[axes[0]], axes[0])
-    return group_view(rank, axes[0], groups)
+    arguments.check_float64(str(requested), backend.standardize_dtype(given))
 
 
 def _apply(
-    function: str,
+    kind: Kind,
     x: Tensor,
     gamma: Tensor | None,
     beta: Tensor | None,
@@ -286,7 +212,7 @@ def _apply(
     options: dict[str, Any],
 ) -> Tensor:
     """Compute the call, or record it where an argument is a KerasTensor."""
-    check_implementation(implementation)
+    engine.check(implementation)
     symbolic = keras.KerasTensor
     if (
         isinstance(x, symbolic)
@@ -295,49 +221,41 @@ def _apply(
         or isinstance(mask, symbolic)
     ):
         given = {"gamma": gamma, "beta": beta, "mask": mask}
-        operation = NormalizationOperation(function, implementation, options)
+        operation = NormalizationOperation(_FUNCTIONS[kind], implementation, options)
         return operation(x, **{name: one for name, one in given.items() if one is not None})
-    return normalize(
-        x,
-        gamma,
-        beta,
-        mask,
-        centered=function not in UNCENTERED,
-        implementation=implementation,
-        **options,
-    )
+    return normalize(kind, x, gamma, beta, mask, implementation=implementation, **options)
 
 
 def normalize(
+    kind: Kind,
     x: Tensor,
     gamma: Tensor | None,
     beta: Tensor | None,
     mask: Tensor | None,
     *,
-    centered: bool,
-    implementation: str | None,
-    epsilon: float | Tensor,
     axis: int | Sequence[int],
+    epsilon: float,
     groups: int | None = None,
-    per_channel: bool = False,
+    learned_epsilon: Tensor | None = None,
+    implementation: str | None,
 ) -> Tensor:
-    """Convert and check the tensors, build the view, choose an implementation and call it."""
+    """Convert and check the tensors, prepare the call, and compute it.
+
+    `learned_epsilon` is a tensor of one number in the place of epsilon.
+    """
     x, mask = _convert("x", x), _convert("mask", mask)
     gamma, beta = _convert("gamma", gamma), _convert("beta", beta)
     shapes = [None if one is None else tuple(one.shape) for one in (x, gamma, beta, mask)]
-    view = _checked_view(*shapes, axis, groups, per_channel)
-    if view.groups not in (None, -1) and x.shape[view.parameter_axes[0]] is None:
-        x = native.with_whole_groups(x, view)
-    if gamma is not None and beta is not None and len(gamma.shape) != len(beta.shape):
-        # One is per sample: repeat the other for every sample.
-        rank, rows = len(view.parameter_axes), keras.ops.shape(x)[0]
-        gamma, beta = (
-            one if len(one.shape) > rank else keras.ops.broadcast_to(one, (rows, *one.shape))
-            for one in (gamma, beta)
-        )
-    options = {"epsilon": epsilon, "centered": centered, "mask": mask}
-    compute = choose(implementation, x, gamma, beta, view, **options)
-    return compute(x, gamma, beta, view, **options)
+    call = _prepare(kind, *shapes, axis, groups, epsilon)
+    if kind.groups and groups != -1 and x.shape[call.view.parameter_axes[-1]] is None:
+        x = _with_whole_groups(x, call.view.parameter_axes[-1], groups)
+    return engine.normalize(FRONT, implementation, call, x, gamma, beta, mask, learned_epsilon)
+
+
+def _with_whole_groups(x: Tensor, axis: int, groups: int | None) -> Tensor:
+    """X, whose number of channels is known when it runs: an error then where groups do not fit."""
+    check = getattr(NATIVE, "with_whole_groups", None)
+    return x if check is None else check(x, axis, groups)
 
 
 def _convert(name: str, value: Any) -> Tensor | None:
@@ -356,76 +274,24 @@ def _convert(name: str, value: Any) -> Tensor | None:
 
 
 def check_framework(name: str, value: Any) -> None:
-    """Raise TypeError where value is an array, but not the backend's, nor NumPy's.
-
-    Keras would make a tensor of the backend of it, without a word and without its gradient.
-    """
+    """Raise TypeError where value is an array, but not the backend's, nor NumPy's."""
     if isinstance(value, (list, tuple)):
         for one in value:
             check_framework(name, one)
     elif (
         not keras.ops.is_tensor(value)
         and not isinstance(value, _TAKEN)
-        and (hasattr(value, "__array__") or hasattr(value, "__dlpack__"))
+        and arguments.is_array(value)
     ):
-        kind, running = type(value), backend.backend()
-        framework = kind.__module__.split(".")[0].removesuffix("lib")
-        raise TypeError(
-            f"{name} is a {kind.__name__} of {framework}, but Keras runs on {running}; pass a "
-            f"tensor of {running}, or a NumPy array: np.asarray({name})."
-        )
+        arguments.refuse_array(name, value, _RUNNING, f"Keras runs on {_RUNNING}")
 
 
 def _check_dtype(name: str, tensor: Any) -> None:
-    """Raise TypeError unless a mask is boolean and anything else is floating."""
-    dtype = backend.standardize_dtype(tensor.dtype)
-    if name == "mask" and dtype != "bool":
-        raise TypeError(f"mask must be boolean; got {dtype}. Pass mask != 0.")
-    if name != "mask" and not dtype.startswith(("float", "bfloat")):
-        raise TypeError(f"{name} must be a floating-point tensor; got {dtype}. Cast it first.")
+    arguments.check_dtype(name, backend.standardize_dtype(tensor.dtype))
 
 
-Shape = tuple[int | None, ...]
-
-
-@native.remembered
-def _checked_view(
-    shape: Shape,
-    gamma: Shape | None,
-    beta: Shape | None,
-    mask: Shape | None,
-    axis: int | Sequence[int],
-    groups: int | None,
-    per_channel: bool,
-) -> View:
-    """The view for x of this shape, or ValueError where the shape of another argument does not fit.
-
-    Unknown sizes fit everything.
-    """
-
-    def fits(given: Shape, expected: Shape) -> bool:
-        return all(a is None or b is None or a == b for a, b in zip(given, expected, strict=True))
-
-    view = build_view(shape, axis=axis, groups=groups, per_channel=per_channel)
-    shared = view.parameter_shape(shape)
-    for name, given in (("gamma", gamma), ("beta", beta)):
-        if given is None:
-            continue
-        allowed = [shared, (shape[0], *shared)] if view.has_samples else [shared]
-        if not any(len(given) == len(one) and fits(given, one) for one in allowed):
-            raise ValueError(
-                f"{name} has the shape {brief(given)}, but x of shape {brief(shape)} with "
-                f"parameters over axes {brief(list(view.parameter_axes))} needs {brief(shared)}"
-                + (f", or {brief(allowed[1])} for one per sample." if view.has_samples else ".")
-            )
-    if mask is not None and (
-        not 1 <= len(mask) <= len(shape) or not fits(mask, shape[: len(mask)])
-    ):
-        raise ValueError(
-            f"mask has the shape {brief(mask)}, which is not the beginning of x's shape "
-            f"{brief(shape)}; expected {shape[:1]}, {shape[:2]} or longer."
-        )
-    return view
+# What the configs of functional models call them.
+_FUNCTIONS = {kind: f"{kind.title.lower().replace(' ', '_')}" for kind in KINDS.values()}
 
 
 @keras.saving.register_keras_serializable("truenorm")
@@ -435,7 +301,7 @@ class NormalizationOperation(keras.Operation):
     Args:
         function: the function's name.
         implementation: its argument of that name.
-        options: its other options: epsilon, axis, and groups or per_channel where it has them.
+        options: its other options: epsilon, axis, and groups where it has them.
     """
 
     def __init__(
@@ -449,7 +315,9 @@ class NormalizationOperation(keras.Operation):
         super().__init__(name=name)
         self.function = function
         self.implementation = implementation
-        self.options = options
+        # Older configs have options that follow from the kind.
+        self.options = {k: options[k] for k in ("groups", "axis", "epsilon") if k in options}
+        self.kind = next(kind for kind, known in _FUNCTIONS.items() if known == function)
 
     def call(
         self,
@@ -460,26 +328,21 @@ class NormalizationOperation(keras.Operation):
     ) -> Tensor:
         """Compute the normalization of x."""
         return normalize(
-            x,
-            gamma,
-            beta,
-            mask,
-            centered=self.function not in UNCENTERED,
-            implementation=self.implementation,
-            **self.options,
+            self.kind, x, gamma, beta, mask, implementation=self.implementation, **self.options
         )
 
     def compute_output_spec(
         self, x: Any, gamma: Any = None, beta: Any = None, mask: Any = None
     ) -> keras.KerasTensor:
         """Check dtypes and shapes; the result has x's shape and dtype. Nothing is computed."""
-        shapes = []
+        shapes: list[Any] = []
         for name, one in {"x": x, "gamma": gamma, "beta": beta, "mask": mask}.items():
             if one is not None:
                 _check_dtype(name, one)
             shapes.append(None if one is None else tuple(one.shape))
-        partition = (self.options.get("groups"), self.options.get("per_channel", False))
-        _checked_view(*shapes, self.options["axis"], *partition)
+        options = self.options
+        rest = (options["axis"], options.get("groups"), options["epsilon"])
+        arguments.prepare(self.kind, shapes[0], shapes[1], shapes[2], shapes[3], *rest)
         return keras.KerasTensor(x.shape, dtype=x.dtype)
 
     def get_config(self) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from typing import Any
 import keras
 from keras import constraints, initializers, ops, regularizers
 
+from truenorm.core.arguments import check_epsilon
 from truenorm.layers.base import OwnFramework, Shape
 from truenorm.layers.layer_normalization import LayerNormalization
-from truenorm.ops import check_epsilon
 
 __all__ = ["LayerNormLSTMCell", "LayerNormSimpleRNNCell"]
 

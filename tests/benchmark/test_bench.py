@@ -8,15 +8,15 @@ import keras
 import numpy as np
 import pytest
 
-from truenorm import benchmark
-from truenorm.allocator import SETTINGS, kept_pages, page_faults
-from truenorm.benchmark import bench
-from truenorm.benchmark.candidates import FUNCTION, PLAIN, TRUENORM, YARDSTICK, candidates, inputs
-from truenorm.benchmark.cases import DTYPES, KINDS, LAYOUTS, SIZES, Case, choose_cases
-from truenorm.benchmark.measure import measure
-from truenorm.benchmark.results import Results, Row
-from truenorm.cli import main
-from truenorm.errors import InputError
+from truenorm.cli.commands import main
+from truenorm.core.errors import InputError
+from truenorm.tools import bench as benchmark
+from truenorm.tools.allocator import SETTINGS, kept_pages, page_faults
+from truenorm.tools.bench import bench
+from truenorm.tools.bench.candidates import FUNCTION, PLAIN, TRUENORM, YARDSTICK, candidates, inputs
+from truenorm.tools.bench.cases import DTYPES, KINDS, LAYOUTS, SIZES, Case, choose_cases
+from truenorm.tools.bench.measure import measure
+from truenorm.tools.bench.results import Results, Row
 
 TRAINS = keras.backend.backend() in ("jax", "tensorflow", "torch")
 needs_training = pytest.mark.skipif(not TRAINS, reason="this backend has no gradients")

@@ -4,7 +4,7 @@ import numpy as np
 from keras import ops
 
 from cases import EPSILON, Case
-from truenorm import reference
+from truenorm.core import reference
 
 STEP = np.longdouble(1e-6)
 

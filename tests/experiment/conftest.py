@@ -12,7 +12,7 @@ import pytest
 from tiny import arrays
 
 ROOT = pathlib.Path(__file__).parents[2]
-COMMAND = [sys.executable, "-c", "import sys; from truenorm_cli import main; sys.exit(main())"]
+COMMAND = [sys.executable, "-c", "import sys; from truenorm.cli import main; sys.exit(main())"]
 
 
 @pytest.fixture

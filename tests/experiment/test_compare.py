@@ -9,7 +9,7 @@ import keras
 import pytest
 
 import truenorm
-from truenorm.cli import main
+from truenorm.cli.commands import main
 
 TINY = ["--norms", "none,group", "--batch-sizes", "8", "--epochs", "2", "--seeds", "2"]
 # Enough that a kill after the first run comes before the last.

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from tiny import arrays
 
-from truenorm.cli import main
-from truenorm.errors import InputError
-from truenorm.experiment import DEFAULTS, data
-from truenorm.experiment.settings import read
+from truenorm.cli.commands import main
+from truenorm.core.errors import InputError
+from truenorm.tools.compare import DEFAULTS, data
+from truenorm.tools.compare.settings import read
 
 
 def load(**changed):

@@ -3,10 +3,10 @@ import os
 
 import pytest
 
-from truenorm.errors import InputError
-from truenorm.experiment.folder import hold
-from truenorm.experiment.runs import Run
-from truenorm.experiment.settings import read_norms
+from truenorm.core.errors import InputError
+from truenorm.tools.compare.folder import hold
+from truenorm.tools.compare.runs import Run
+from truenorm.tools.compare.settings import read_norms
 
 IDENTITY = {"settings": {"epochs": 2, "norms": {"none": {}}}, "data_sha256": "ab", "versions": {}}
 RUN, OTHER = (Run(read_norms("group:groups=2", "tutorial")[0], 8, seed) for seed in (0, 1))

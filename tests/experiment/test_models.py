@@ -2,9 +2,9 @@ import keras
 import numpy as np
 import pytest
 
-from truenorm.errors import InputError
-from truenorm.experiment import models
-from truenorm.experiment.settings import MODELS, read_norms
+from truenorm.core.errors import InputError
+from truenorm.tools.compare import models
+from truenorm.tools.compare.settings import MODELS, read_norms
 
 ALL = "none,batch,layer,instance,group,rms"
 

@@ -3,10 +3,10 @@ import json
 
 import pytest
 
-from truenorm.experiment import DEFAULTS
-from truenorm.experiment.results import Results
-from truenorm.experiment.runs import Run
-from truenorm.experiment.settings import read
+from truenorm.tools.compare import DEFAULTS
+from truenorm.tools.compare.results import Results
+from truenorm.tools.compare.runs import Run
+from truenorm.tools.compare.settings import read
 
 
 def results(accuracies, times=None, epochs=10, not_applicable=None, **changed):

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from tiny import arrays
 
-from truenorm.errors import InputError
-from truenorm.experiment import DEFAULTS, runs
-from truenorm.experiment.data import Data
-from truenorm.experiment.progress import Progress
-from truenorm.experiment.settings import MODELS, read
+from truenorm.core.errors import InputError
+from truenorm.tools.compare import DEFAULTS, runs
+from truenorm.tools.compare.data import Data
+from truenorm.tools.compare.progress import Progress
+from truenorm.tools.compare.settings import MODELS, read
 
 DATA = Data(
     *(a.astype("float32") / 255 if a.ndim == 3 else a.astype("int32") for a in arrays().values()),

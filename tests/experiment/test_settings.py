@@ -1,8 +1,8 @@
 import pytest
 
-from truenorm.errors import InputError
-from truenorm.experiment import DEFAULTS
-from truenorm.experiment.settings import read, read_norms
+from truenorm.core.errors import InputError
+from truenorm.tools.compare import DEFAULTS
+from truenorm.tools.compare.settings import read, read_norms
 
 
 def settings(**changed):

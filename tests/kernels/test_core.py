@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from cases import CASES, EPSILON, Case
 from core import CENTERED, GIVEN, Call, Core, address, array, check, load
 from promise import Expected
-from truenorm import reference
-from truenorm.view import axes_view, group_view
+from truenorm.core import reference
+from truenorm.core.view import axes_view, group_view
 
 pytestmark = [
     pytest.mark.skipif(
@@ -403,7 +403,7 @@ import sys, threading
 sys.path.insert(0, {tests!r})
 import numpy as np
 from core import Core, load, check
-from truenorm.view import group_view
+from truenorm.core.view import group_view
 
 check(load()[0].truenorm_set_threads(3))
 shape = (2, 200, 200, 16)
@@ -454,7 +454,7 @@ def test_processes_end(body, word):
 
 def test_environment_variables():
     code = (
-        "from truenorm.kernels import library; library.load();"
+        "from truenorm.native import library; library.load();"
         "print(library.isa(), library.threads())"
     )
 

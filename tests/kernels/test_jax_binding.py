@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 
 from truenorm import native, ops
-from truenorm.kernels import jax as kernels
+from truenorm.core.call import Call
+from truenorm.core.kinds import KINDS
+from truenorm.native import jax as kernels
 
-pytestmark = pytest.mark.skipif(native.KERNELS is None, reason=str(native.UNAVAILABLE))
+REASON = native.unavailable("jax")
+pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 
 
 def group(x, gamma=None, beta=None, **options):
@@ -97,10 +100,9 @@ def test_other_platforms_are_lowered_to_plain():
 
 
 def test_reasons():
-    view = ops.build_view((2, 6), axis=1, groups=3)
-    options = {"epsilon": 1e-3, "centered": True, "mask": None}
+    view = KINDS["group"].view((2, 6), axis=1, groups=3)
     x = jnp.zeros((2, 6), jnp.float8_e5m2)
-    assert "dtype float8" in native.unsupported(x, None, None, view, **options)
+    assert "dtype float8" in kernels.normalize(Call(view, True, 1e-3), x, None, None)
 
 
 @pytest.mark.parametrize("found", [(0, 0), (9, 0)])

@@ -9,8 +9,9 @@ import pytest
 
 from truenorm import native
 
+REASON = native.unavailable(keras.backend.backend())
 pytestmark = [
-    pytest.mark.skipif(native.KERNELS is None, reason=str(native.UNAVAILABLE)),
+    pytest.mark.skipif(REASON is not None, reason=str(REASON)),
     pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads Linux' /proc"),
 ]
 MIB = 256

@@ -14,8 +14,11 @@ from tensorflow.python.framework.config import disable_op_determinism
 
 import truenorm
 from truenorm import native, ops
+from truenorm.core.call import Call
+from truenorm.core.kinds import KINDS
 
-pytestmark = pytest.mark.skipif(native.KERNELS is None, reason=str(native.UNAVAILABLE))
+REASON = native.unavailable("tensorflow")
+pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 
 
 def group(x, gamma=None, beta=None, **options):
@@ -112,15 +115,14 @@ def test_backward_takes_the_statistics_that_the_plain_formula_did_not(dtype):
     x, gamma, beta = inputs(2, 4, 5, 6)
     x = tf.cast(x, dtype)
     gamma, beta = (one if dtype != "float64" else tf.cast(one, dtype) for one in (gamma, beta))
-    call = native.KERNELS._Call(
-        (0, 0, 0, 0, 1, 0, 1, 0, 2, 0, 1, 0, 3, 1, 2, 1, 3, 2, 3, 1), 3, 1e-3, True
-    )
-    y, statistics = call.forward(x, gamma, beta)
+    kernels = native.engine("tensorflow")
+    call = Call(KINDS["group"].view(x.shape, axis=-1, groups=3), True, 1e-3)
+    y, statistics = kernels._forward(call, x, gamma, beta)
     assert np.all(statistics[:, 2] > 0)
-    _, none = call.plain_forward(x, gamma, beta)
+    _, none = kernels._plain_forward(call, x, gamma, beta)
     assert none.shape == statistics.shape
-    expected = call.backward(x, gamma, y, statistics)
-    for one, other in zip(call.backward(x, gamma, y, none), expected, strict=True):
+    expected = kernels._backward(call, x, gamma, y, statistics)
+    for one, other in zip(kernels._backward(call, x, gamma, y, none), expected, strict=True):
         np.testing.assert_array_equal(one, other)
 
 

@@ -13,9 +13,12 @@ from torch.autograd import forward_ad
 
 import truenorm
 from truenorm import native, ops
-from truenorm.kernels import recipe
+from truenorm.core.call import Call
+from truenorm.core.kinds import KINDS
+from truenorm.native import recipe
 
-pytestmark = pytest.mark.skipif(native.KERNELS is None, reason=str(native.UNAVAILABLE))
+REASON = native.unavailable("torch")
+pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 
 
 def tensors(*shapes, dtype=torch.float32):
@@ -100,7 +103,7 @@ def test_memory_of_every_tensor_of_a_call(kind, dtype):
 @pytest.mark.parametrize("kind", MEMORY)
 def test_memory_of_the_operands_of_the_operations(kind):
     x, gamma, beta, dy = (one.detach() for one in tensors((4, 6), (6,), (6,), (4, 6)))
-    code = recipe.recipe(ops.build_view(x.shape, axis=-1), False, None).code
+    code = recipe.recipe(KINDS["layer"].view(x.shape, -1)).code
     options = (code, -1, 1e-3, True)
 
     def differs(operation, *operands):
@@ -250,8 +253,8 @@ def test_export_uses_plain(strict):
 )
 def test_what_native_does_not_serve(make, reason):
     x = make()
-    view = ops.build_view(x.shape, axis=1, groups=1)
-    assert reason in native.unsupported(x, None, None, view, epsilon=1e-3, centered=True, mask=None)
+    call = Call(KINDS["group"].view(x.shape, axis=1, groups=1), True, 1e-3)
+    assert reason in native.engine("torch").normalize(call, x, None, None)
 
 
 def test_meta_tensors_take_plain():

@@ -8,8 +8,7 @@ import numpy as np
 from keras import ops
 
 import truenorm
-from truenorm import reference
-from truenorm.ops import build_view
+from truenorm.core import reference
 
 # Group normalization's groups must divide the channels, which in these tests are even.
 MAKERS: dict[str, Callable[..., Any]] = {
@@ -71,9 +70,9 @@ def expected(layer: Any, x: np.ndarray, mask: np.ndarray | None = None) -> np.nd
         x.astype("float64"),
         weights.get("gamma"),
         weights.get("beta"),
-        build_view(x.shape, **layer.partition()),
+        layer.kind.view(x.shape, **layer.partition()),
         epsilon=layer.epsilon,
-        centered=layer.centered,
+        centered=layer.kind.centered,
         mask=mask,
     )
 

@@ -7,8 +7,7 @@ import numpy as np
 
 from migrate.conftest import DATA
 from promise import FORWARD
-from truenorm import reference
-from truenorm.ops import build_view
+from truenorm.core import reference
 
 SMALL = [
     "small_filter_response_normalization",
@@ -75,9 +74,9 @@ def promised(layer, x):
         for one in layer.weights
     }
     gamma, beta = weights.get("gamma"), weights.get("beta")
-    view = build_view(x.shape, **layer.partition())
+    view = layer.kind.view(x.shape, **layer.partition())
     epsilon = layer.epsilon + np.abs(weights.get("learned_epsilon", [0.0]))[0]
-    options = {"epsilon": epsilon, "centered": layer.centered}
+    options = {"epsilon": epsilon, "centered": layer.kind.centered}
     scaled = reference.normalize(x.astype("float64"), gamma, None, view, **options)
     s = np.abs(scaled)
     if beta is not None:

@@ -9,11 +9,11 @@ import keras
 import pytest
 
 import truenorm
-from truenorm import migrate
-from truenorm.errors import InputError
-from truenorm.migrate import checkpoint, files
-from truenorm.migrate.configs import Conversion
-from truenorm.migrate.hdf5 import Tree
+from truenorm.core.errors import InputError
+from truenorm.tools import migrate
+from truenorm.tools.migrate import checkpoint, files
+from truenorm.tools.migrate.configs import Conversion
+from truenorm.tools.migrate.hdf5 import Tree
 
 h5py = pytest.importorskip("h5py")
 
@@ -278,14 +278,14 @@ def test_twisted_configs_become_a_model_or_an_error(name, addons, monkeypatch):
         training = saved.config.get("compile_config")
         saved.training = training if isinstance(training, dict) else None
         try:
-            model, _, _ = truenorm.migrate.load("it", None, True, True)
+            model, _, _ = truenorm.tools.migrate.load("it", None, True, True)
         except InputError:
             continue
         assert isinstance(model, keras.Model)
 
 
 def test_the_reader_in_the_other_process_says_what_it_cannot_survive(monkeypatch, tmp_path):
-    from truenorm.migrate import hdf5
+    from truenorm.tools.migrate import hdf5
 
     program = tmp_path / "crash.py"
     program.write_text("import os; os.kill(os.getpid(), 11)")

@@ -10,7 +10,7 @@ import pytest
 
 import truenorm
 from migrate.models import MADE, MODELS, SMALL, error, every, outputs, predict, promised
-from truenorm.errors import InputError
+from truenorm.core.errors import InputError
 from truenorm.layers.base import NormalizationLayer
 
 # The next training step of the others is Keras 2's, to rounding: these have an optimizer that was

@@ -6,8 +6,8 @@ import pytest
 
 import truenorm
 from migrate.models import MADE, MODELS, WEIGHTS, every
-from truenorm.errors import InputError
-from truenorm.migrate import checkpoint, files, weights
+from truenorm.core.errors import InputError
+from truenorm.tools.migrate import checkpoint, files, weights
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import pytest
 import truenorm
 from migrate.models import error, in_file, outputs, predict
 from processes import installed, run_python
-from truenorm.cli import main
-from truenorm.errors import InputError
-from truenorm.migrate import migrate, migration, saved_model_process, verify
+from truenorm.cli.commands import main
+from truenorm.core.errors import InputError
+from truenorm.tools.migrate import migrate, migration, saved_model_process, verify
 
 TENSORFLOW = installed("tensorflow")
 

@@ -7,7 +7,7 @@ import pytest
 import truenorm
 from migrate.models import SMALL, error, every, outputs, predict
 from processes import run_python
-from truenorm.migrate.addons import CLASSES
+from truenorm.tools.migrate.addons import CLASSES
 
 # Keras 3 itself does not read these of Keras 2, with or without Addons: functional .keras files,
 # functional models in others, RNNs, dtype policies, and arguments that are gone.

@@ -6,7 +6,7 @@ import keras
 import pytest
 
 import truenorm
-from truenorm.migrate.training import Compiling
+from truenorm.tools.migrate.training import Compiling
 
 
 def load(path):
@@ -128,7 +128,7 @@ def test_losses_metrics_weights_and_arguments(addons, stored):
     ],
 )
 def test_strange_settings_never_raise(settings, said, addons):
-    from truenorm.migrate import files
+    from truenorm.tools.migrate import files
 
     saved = files.read(addons("addons_optimizer") / "model.keras")
     model = truenorm.load_model(addons("addons_optimizer") / "model.keras", compile=False)

@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from truenorm_cli.migrate_code.names import COVERED, MODULES
+from truenorm.tools.migrate_code.names import COVERED, MODULES
 
 OTHERS = {
     "layers": {"GELU", "StochasticDepth"},

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from truenorm_cli import main
+from truenorm.cli import main
 
 pytest.importorskip("libcst", reason="migrate-code needs LibCST")
 
@@ -326,7 +326,7 @@ def test_what_became_a_lambda_is_said_when_it_is_written(tmp_path, capfdbinary):
 
 def test_it_imports_no_framework(file):
     program = (
-        "import sys; from truenorm_cli import main; code = main(['migrate-code', sys.argv[1]]); "
+        "import sys; from truenorm.cli import main; code = main(['migrate-code', sys.argv[1]]); "
         "loaded = {name.split('.')[0] for name in sys.modules}; "
         "assert not loaded & {'keras', 'tensorflow', 'jax', 'torch', 'numpy', 'truenorm'}, loaded; "
         "sys.exit(code)"

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("libcst", reason="migrate-code needs LibCST")
 
-from truenorm_cli.migrate_code import keras3
+from truenorm.tools.migrate_code import keras3
 
 MODEL = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
 MODEL.compile("sgd", "mse")

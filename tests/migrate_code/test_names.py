@@ -9,8 +9,8 @@ import keras
 import pytest
 
 import truenorm
-from truenorm.migrate import addons
-from truenorm_cli.migrate_code.names import COVERED, REPLACEMENTS, covered_name, find_replacement
+from truenorm.tools.migrate import addons
+from truenorm.tools.migrate_code.names import COVERED, REPLACEMENTS, covered_name, find_replacement
 
 ADDONS = json.loads((pathlib.Path(__file__).parents[1] / "data/addons_names.json").read_text())
 COVERED_NAMES = [f"{part}.{name}" for part, names in COVERED.items() for name in sorted(names)]
@@ -104,7 +104,7 @@ def test_the_replacement_of_an_activation_computes_the_same(name):
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_an_activation_is_rewritten_to_what_computes_the_same(name, called):
     libcst = pytest.importorskip("libcst", reason="migrate-code needs LibCST")
-    from truenorm_cli.migrate_code import equals
+    from truenorm.tools.migrate_code import equals
 
     x = keras.ops.convert_to_tensor([-1.5, -0.4, 0.3, 2.0])
     function, _ = equals.function(name, "keras", called)

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from truenorm_cli import main
-from truenorm_cli.migrate_code.names import COVERED, REPLACEMENTS
+from truenorm.cli import main
+from truenorm.tools.migrate_code.names import COVERED, REPLACEMENTS
 
 PAGE = (pathlib.Path(__file__).parents[2] / "docs/migrating-from-addons.md").read_text("utf-8")
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 libcst = pytest.importorskip("libcst", reason="migrate-code needs LibCST")
 
-from truenorm_cli.migrate_code.names import COVERED  # noqa: E402
-from truenorm_cli.migrate_code.rewrite import rewrite  # noqa: E402
+from truenorm.tools.migrate_code.names import COVERED  # noqa: E402
+from truenorm.tools.migrate_code.rewrite import rewrite  # noqa: E402
 
 CASES = {
     "the one line": (

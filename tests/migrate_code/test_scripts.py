@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("libcst", reason="migrate-code needs LibCST")
 
-from truenorm_cli.migrate_code.rewrite import rewrite
+from truenorm.tools.migrate_code.rewrite import rewrite
 
 # Those that truenorm and Keras cover: the new code runs on Keras 3.
 COVERED = {

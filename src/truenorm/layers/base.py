@@ -7,9 +7,11 @@ import keras
 from keras import constraints, initializers, regularizers
 
 from truenorm import ops
-from truenorm.errors import brief
-from truenorm.implementation import check as check_implementation
-from truenorm.view import View, integer_axes
+from truenorm.core.arguments import check_epsilon
+from truenorm.core.engine import check as check_implementation
+from truenorm.core.errors import brief
+from truenorm.core.kinds import Kind
+from truenorm.core.view import View, integer_axes
 
 Shape = Sequence[int | None]
 
@@ -87,13 +89,13 @@ class RoundedOnce(OwnFramework, keras.layers.Layer):
 
 
 class NormalizationLayer(RoundedOnce):
-    """A layer with optional weights gamma and beta; a subclass says over which axes it works.
+    """A layer with optional weights gamma and beta; a subclass says which normalization it is.
 
     The weights keep their own dtype (autocast is off), so that mixed precision loses nothing of
     them.
     """
 
-    centered = True
+    kind: Kind
     # What to do where the size of the weights is unknown.
     without_size = "give those sizes, or pass scale=False and center=False"
 
@@ -114,7 +116,7 @@ class NormalizationLayer(RoundedOnce):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.epsilon = ops.check_epsilon(epsilon)
+        self.epsilon = check_epsilon(epsilon)
         ops.check_float64(self.compute_dtype, keras.ops.zeros((), dtype=self.compute_dtype).dtype)
         self.center = center
         self.scale = scale
@@ -130,7 +132,7 @@ class NormalizationLayer(RoundedOnce):
         self.beta: Any = None
 
     def partition(self) -> dict[str, Any]:
-        """The arguments that tell `ops.build_view` which elements share statistics."""
+        """The arguments that tell the kind which elements share statistics."""
         raise NotImplementedError
 
     def parameter_shape(self, view: View, input_shape: Shape) -> Shape:
@@ -139,7 +141,7 @@ class NormalizationLayer(RoundedOnce):
 
     def build(self, input_shape: Shape) -> None:
         """Create gamma and beta, in this order, where `scale` and `center` ask for them."""
-        view = ops.build_view(input_shape, **self.partition(), first=1)
+        view = self.kind.view(input_shape, **self.partition(), first=1)
         shape = self.parameter_shape(view, input_shape)
         if None in shape and (self.scale or self.center):
             raise ValueError(
@@ -166,18 +168,21 @@ class NormalizationLayer(RoundedOnce):
             inputs: tensor (N, ...); integers are taken as float32.
             mask: boolean, its shape a prefix of the inputs'; ignored where use_mask is False.
         """
-        return self.normalized(inputs, self.gamma, self.beta, mask, self.epsilon)
+        return self.normalized(inputs, self.gamma, self.beta, mask)
 
-    def normalized(self, inputs: Any, gamma: Any, beta: Any, mask: Any, epsilon: Any) -> Any:
+    def normalized(
+        self, inputs: Any, gamma: Any, beta: Any, mask: Any, learned_epsilon: Any = None
+    ) -> Any:
         """The result with these parameters, in the layer's dtype."""
         outputs = ops.normalize(
+            self.kind,
             self.widened(inputs),
             gamma,
             beta,
             mask if self.use_mask else None,
-            centered=self.centered,
+            epsilon=self.epsilon,
+            learned_epsilon=learned_epsilon,
             implementation=self.implementation,
-            epsilon=epsilon,
             **self.partition(),
         )
         return self.rounded(outputs)

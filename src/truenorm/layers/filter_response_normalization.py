@@ -6,8 +6,9 @@ from typing import Any
 import keras
 from keras import constraints
 
+from truenorm.core.kinds import KINDS
+from truenorm.core.view import View, integer_axes
 from truenorm.layers.base import NormalizationLayer, Shape, checked_axes
-from truenorm.view import View, integer_axes
 
 
 @keras.saving.register_keras_serializable("truenorm")
@@ -47,7 +48,7 @@ class FilterResponseNormalization(NormalizationLayer):
         TypeError: an axis is not an integer.
     """
 
-    centered = False
+    kind = KINDS["frn"]
     without_size = "give the number of channels"
 
     def __init__(
@@ -89,7 +90,7 @@ class FilterResponseNormalization(NormalizationLayer):
 
     def partition(self) -> dict[str, Any]:
         """See the base class."""
-        return {"axis": self.axis, "per_channel": True}
+        return {"axis": self.axis}
 
     def parameter_shape(self, view: View, input_shape: Shape) -> Shape:
         """See the base class; TensorFlow Addons' weights have the rank of the input."""
@@ -110,11 +111,11 @@ class FilterResponseNormalization(NormalizationLayer):
 
     def call(self, inputs: Any, mask: Any = None) -> Any:
         """See the base class."""
-        epsilon = self.epsilon
+        epsilon = None
         if self.learned_epsilon:
             # Not abs, whose gradient at zero differs between backends: here it is zero.
             sign = keras.ops.stop_gradient(keras.ops.sign(self.eps_learned))
-            epsilon = epsilon + sign * self.eps_learned
+            epsilon = self.epsilon + sign * self.eps_learned
         gamma, beta = (keras.ops.reshape(one, [-1]) for one in (self.gamma, self.beta))
         return self.normalized(inputs, gamma, beta, mask, epsilon)
 
@@ -125,6 +126,6 @@ class FilterResponseNormalization(NormalizationLayer):
             "learned_epsilon": self.learned_epsilon,
             "learned_epsilon_constraint": constraints.serialize(self.learned_epsilon_constraint),
         }
-        for key in ("center", "scale", "per_channel"):
+        for key in ("center", "scale"):
             del config[key]
         return config

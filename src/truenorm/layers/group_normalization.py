@@ -4,7 +4,8 @@ from typing import Any
 
 import keras
 
-from truenorm import ops
+from truenorm.core.arguments import check_group_count, check_single_axis
+from truenorm.core.kinds import KINDS
 from truenorm.layers.base import NormalizationLayer, checked_axes
 
 
@@ -38,6 +39,8 @@ class GroupNormalization(NormalizationLayer):
         TypeError: axis or groups is not an integer.
     """
 
+    kind = KINDS["group"]
+
     def __init__(
         self,
         groups: int = 32,
@@ -69,8 +72,8 @@ class GroupNormalization(NormalizationLayer):
             implementation=implementation,
             **kwargs,
         )
-        self.groups = ops.check_group_count(groups)
-        self.axis = checked_axes(ops.check_single_axis(axis))
+        self.groups = check_group_count(groups)
+        self.axis = checked_axes(check_single_axis(axis))
 
     def partition(self) -> dict[str, Any]:
         """See the base class."""

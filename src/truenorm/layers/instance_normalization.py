@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 
+from truenorm.core.kinds import KINDS
 from truenorm.layers.group_normalization import GroupNormalization
 
 
@@ -21,6 +22,8 @@ class InstanceNormalization(GroupNormalization):
         epsilon: added to the variance, in units of the input squared.
         **kwargs: the other arguments of `GroupNormalization`.
     """
+
+    kind = KINDS["instance"]
 
     def __init__(self, axis: int = -1, epsilon: float = 1e-3, **kwargs: Any) -> None:
         groups = kwargs.pop("groups", -1)

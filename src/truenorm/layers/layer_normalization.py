@@ -6,8 +6,9 @@ from typing import Any
 import keras
 from keras import ops
 
+from truenorm.core.kinds import KINDS
+from truenorm.core.view import canonical_axes
 from truenorm.layers.base import NormalizationLayer, checked_axes, wider
-from truenorm.view import canonical_axes
 
 
 @keras.saving.register_keras_serializable("truenorm")
@@ -38,6 +39,8 @@ class LayerNormalization(NormalizationLayer):
     Raises:
         ValueError: an argument does not fit; at build, if an axis does not exist.
     """
+
+    kind = KINDS["layer"]
 
     def __init__(
         self,

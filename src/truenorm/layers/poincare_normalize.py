@@ -5,9 +5,9 @@ from typing import Any
 
 import keras
 
+from truenorm.core.arguments import check_epsilon
+from truenorm.core.view import integer_axes
 from truenorm.layers.base import RoundedOnce, Shape, wider
-from truenorm.ops import check_epsilon
-from truenorm.view import integer_axes
 
 
 @keras.saving.register_keras_serializable("truenorm")

@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 
+from truenorm.core.kinds import KINDS
 from truenorm.layers.base import NormalizationLayer, checked_axes
 
 
@@ -34,7 +35,7 @@ class RMSNormalization(NormalizationLayer):
         ValueError: an argument does not fit; at build, if an axis does not exist.
     """
 
-    centered = False
+    kind = KINDS["rms"]
 
     def __init__(
         self,

@@ -8,8 +8,8 @@ from keras import ops
 from keras.src.backend import in_symbolic_scope  # Keras has no public name for it
 
 from truenorm.layers.base import Shape
+from truenorm.layers.surroundings import lasting, recomputing
 from truenorm.layers.wrapper import KernelWrapper, Tensor, polar, stored
-from truenorm.surroundings import lasting, recomputing
 
 
 @keras.saving.register_keras_serializable("truenorm")

@@ -6,8 +6,8 @@ from typing import Any
 import keras
 from keras import constraints, initializers, regularizers
 
+from truenorm.core.view import canonical_axes
 from truenorm.layers.base import RoundedOnce, Shape, checked_axes, wider
-from truenorm.view import canonical_axes
 
 
 @keras.saving.register_keras_serializable("truenorm")

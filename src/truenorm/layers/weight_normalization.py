@@ -9,9 +9,9 @@ from keras import ops
 from keras.src.backend import in_symbolic_scope  # Keras has no public name for it
 
 from truenorm.layers.base import Shape
+from truenorm.layers.surroundings import lasting, pooled
+from truenorm.layers.tracing import value_before
 from truenorm.layers.wrapper import KernelWrapper, Substitution, Tensor, own_value, polar, stored
-from truenorm.surroundings import lasting, pooled
-from truenorm.tracing import value_before
 
 DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 

@@ -9,7 +9,7 @@ import keras
 from keras import ops
 from keras.src.backend import AutocastScope  # Keras has no public name for it
 
-from truenorm.errors import brief
+from truenorm.core.errors import brief
 from truenorm.layers.base import OwnFramework, Shape
 
 Tensor = Any

@@ -1,0 +1,91 @@
+"""The functions of the plain formula over PyTorch; see `truenorm.arrays`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, isfinite, logical_and, logical_not, logical_or, sqrt, square, zeros_like
+
+__all__ = [
+    "broadcast_to",
+    "cast",
+    "dtype",
+    "is_tensor",
+    "isfinite",
+    "logical_and",
+    "logical_not",
+    "logical_or",
+    "pad",
+    "reshape",
+    "shape",
+    "sqrt",
+    "square",
+    "stop_gradient",
+    "sum",
+    "transpose",
+    "where",
+    "zeros_like",
+]
+
+NAMES = {
+    one: str(one).removeprefix("torch.")
+    for one in vars(torch).values()
+    if isinstance(one, torch.dtype)
+}
+DTYPES = {name: one for one, name in NAMES.items()}
+
+
+def dtype(t: Tensor) -> str:
+    """The dtype's name."""
+    return NAMES[t.dtype]
+
+
+def shape(t: Tensor) -> tuple[Any, ...]:
+    """The sizes: integers, or symbols where a program is traced for unknown ones."""
+    return tuple(t.shape)
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether it is a tensor; a symbol is none."""
+    return isinstance(value, Tensor)
+
+
+def cast(t: Tensor, dtype: str) -> Tensor:
+    """T in the dtype of this name."""
+    return t.to(DTYPES[dtype])
+
+
+def reshape(t: Tensor, sizes: Sequence[Any]) -> Tensor:
+    """T with these sizes."""
+    return t.reshape(tuple(sizes))
+
+
+def transpose(t: Tensor, order: Sequence[int]) -> Tensor:
+    """T with its axes in this order."""
+    return t.permute(tuple(order))
+
+
+def broadcast_to(t: Tensor, sizes: Sequence[Any]) -> Tensor:
+    """T repeated to these sizes."""
+    return t.expand(tuple(sizes))
+
+
+def pad(t: Tensor, widths: Sequence[tuple[Any, Any]]) -> Tensor:
+    """T with as many zeros before and behind each axis."""
+    flat = [width for pair in reversed(widths) for width in pair]
+    return torch.nn.functional.pad(t, flat)
+
+
+def sum(t: Tensor, axis: int, keepdims: bool = False) -> Tensor:
+    """The sum over one axis."""
+    return t.sum(axis, keepdim=keepdims)
+
+
+def where(condition: Tensor, one: Any, other: Any) -> Tensor:
+    """One where the condition holds, else the other."""
+    return torch.where(condition, one, other)
+
+
+def stop_gradient(t: Tensor) -> Tensor:
+    """T as a constant to every derivative."""
+    return t.detach()

@@ -1,0 +1,1 @@
+"""What a normalization is, and its formula: no framework is imported here."""

@@ -1,0 +1,151 @@
+"""What callers pass, checked: every check of an argument, and its message, is here or in `view.py`.
+
+The fronts ask them in the order in which a call meets them: single values, tensors, shapes.
+"""
+
+import operator
+from collections.abc import Sequence
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+from truenorm.core.call import Call
+from truenorm.core.errors import brief
+from truenorm.core.view import View
+
+if TYPE_CHECKING:
+    from truenorm.core.kinds import Kind
+
+Shape = tuple[Any, ...]
+
+
+def check_single_axis(axis: Any) -> int:
+    """Return axis as a plain integer, or raise TypeError if it is not one integer."""
+    try:
+        return operator.index(axis)
+    except TypeError:
+        raise TypeError(
+            f"axis={brief(axis)} must be one integer, the channel axis; for statistics over "
+            "several axes use layer normalization, which takes a list."
+        ) from None
+
+
+def check_group_count(groups: Any, name: str = "groups") -> int:
+    """Return groups as a plain integer, or raise unless it is positive or -1.
+
+    `name` is what the front calls the argument, here and below.
+    """
+    try:
+        count = operator.index(groups)
+    except TypeError:
+        raise TypeError(f"{name}={brief(groups)} must be an integer.") from None
+    if count < 1 and count != -1:
+        raise ValueError(
+            f"{name}={brief(groups)} must be a positive divisor of the number of channels, or -1 "
+            "for one group per channel."
+        )
+    return count
+
+
+def check_epsilon(epsilon: Any, name: str = "epsilon") -> float:
+    """Return epsilon as a plain float, or raise ValueError unless it is finite and >= 0."""
+    try:
+        number = float(epsilon) if isinstance(epsilon, (float, Real)) else -1.0
+    except OverflowError:
+        number = float("inf")
+    if not 0 <= number < float("inf"):
+        raise ValueError(f"{name}={brief(epsilon)} must be a finite number of zero or more.")
+    return number
+
+
+def check_dtype(name: str, dtype: str) -> None:
+    """Raise TypeError unless a mask is boolean and anything else is floating."""
+    if name == "mask" and dtype != "bool":
+        raise TypeError(f"mask must be boolean; got {dtype}. Pass mask != 0.")
+    if name != "mask" and not dtype.startswith(("float", "bfloat")):
+        raise TypeError(f"{name} must be a floating-point tensor; got {dtype}. Cast it first.")
+
+
+def check_float64(requested: str, given: str) -> None:
+    """Raise ValueError where float64 was requested and JAX made something else of it."""
+    if requested == "float64" and given != "float64":
+        raise ValueError(
+            "float64 was passed, but JAX computes in 32 bits unless told otherwise; set the "
+            "environment variable JAX_ENABLE_X64=1 (or jax.config.update('jax_enable_x64', True)) "
+            "before the first computation, or pass float32."
+        )
+
+
+def is_array(value: Any) -> bool:
+    """Whether a value has an array's methods, whoever it belongs to."""
+    return hasattr(value, "__array__") or hasattr(value, "__dlpack__")
+
+
+def refuse_array(name: str, value: Any, running: str, taker: str) -> None:
+    """Raise TypeError for an array of another framework than the one that is `running`.
+
+    It would become a tensor of that one, without a word and without its gradient. `taker` names
+    the front in the message: "Keras runs on jax".
+    """
+    kind = type(value)
+    framework = kind.__module__.split(".")[0].removesuffix("lib")
+    fronts = {"torch": "truenorm.torch", "jax": "truenorm.jax", "tensorflow": "truenorm.ops"}
+    other = f", or use {fronts[framework]}, which takes it" if framework in fronts else ""
+    raise TypeError(
+        f"{name} is a {kind.__name__} of {framework}, but {taker}; pass a tensor of {running}, or "
+        f"a NumPy array: np.asarray({name}){other}."
+    )
+
+
+def prepare(
+    kind: "Kind",
+    shape: Shape,
+    gamma: Shape | None,
+    beta: Shape | None,
+    mask: Shape | None,
+    axis: int | Sequence[int],
+    groups: int | None,
+    epsilon: float,
+    names: tuple[str, str] = ("gamma", "beta"),
+) -> Call:
+    """The call for x of this shape, where those of gamma, beta and mask fit; unknown sizes do.
+
+    `names` are what the front calls gamma and beta.
+
+    Raises:
+        ValueError: a shape, the axis or the number of groups does not fit.
+        TypeError: an axis is not an integer.
+    """
+    view = kind.view(shape, axis, groups)
+    given = zip(names, (gamma, beta), strict=True)
+    ranks = [_check_parameter(name, view, shape, one) for name, one in given if one is not None]
+    _check_mask(mask, shape)
+    if any(rank > len(view.parameter_axes) for rank in ranks):
+        view = view.vary_over(0)
+    return Call(view, kind.centered, epsilon)
+
+
+def _fits(given: Shape, expected: Shape) -> bool:
+    return all(a is None or b is None or a == b for a, b in zip(given, expected, strict=True))
+
+
+def _check_parameter(name: str, view: View, shape: Shape, given: Shape) -> int:
+    """The rank of gamma or beta."""
+    shared = view.parameter_shape(shape)
+    allowed = [shared, (shape[0], *shared)] if view.has_samples else [shared]
+    if not any(len(given) == len(one) and _fits(given, one) for one in allowed):
+        raise ValueError(
+            f"{name} has the shape {brief(given)}, but x of shape {brief(shape)} with "
+            f"parameters over axes {brief(list(view.parameter_axes))} needs {brief(shared)}"
+            + (f", or {brief(allowed[1])} for one per sample." if view.has_samples else ".")
+        )
+    return len(given)
+
+
+def _check_mask(mask: Shape | None, shape: Shape) -> None:
+    if mask is not None and (
+        not 1 <= len(mask) <= len(shape) or not _fits(mask, shape[: len(mask)])
+    ):
+        raise ValueError(
+            f"mask has the shape {brief(mask)}, which is not the beginning of x's shape "
+            f"{brief(shape)}; expected {shape[:1]}, {shape[:2]} or longer."
+        )

@@ -1,0 +1,43 @@
+"""A call: what every engine gets of a normalization, and the statistics between its halves."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+from truenorm.core.view import View
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One normalization of tensors of one rank, without the tensors.
+
+    Engines and compilers take it for a constant: it is hashable, and its fields are those of
+    `truenorm_call` in src/native/truenorm.h, which adds the sizes and the dtype.
+
+    Attributes:
+        view: which elements share statistics, and along which axes gamma and beta vary; the batch
+            axis is among these where there is one gamma, and one beta, for each sample.
+        centered: subtract the mean; else the statistic is the root mean square.
+        epsilon: added to the variance, in units of x squared.
+    """
+
+    view: View
+    centered: bool
+    epsilon: float
+
+
+class Statistics(NamedTuple):
+    """What `moments` takes from x and `apply` uses: arrays of one number for each group, flat.
+
+    The groups come in the order of x's kept axes, the outermost first.
+
+    Attributes:
+        mean: rounded, and constant to every derivative; zero where the call is not centered.
+        rest: what the rounding left of the mean: mean + rest is the mean, and has its derivative.
+        variance: about the mean; the mean square where the call is not centered.
+        count: how many elements the mask leaves; where there are none, the others are zero.
+    """
+
+    mean: Any
+    rest: Any
+    variance: Any
+    count: Any

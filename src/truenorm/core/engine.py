@@ -1,0 +1,133 @@
+"""Which engine computes a call: the plain formula, or fused native kernels.
+
+An engine is an object, or a module, with a `name` and three functions of a `Call` and tensors:
+
+    normalize(call, x, gamma, beta, mask, epsilon)      y
+    moments(call, x, mask)                              `Statistics`
+    apply(call, x, statistics, gamma, beta, mask)       y, of these statistics
+
+`normalize` is the other two in one. An engine either computes what it is asked, or returns the
+reason why it does not, a str. `implementation=None` takes the fastest engine that has no reason; a
+name takes exactly that one, or raises with its reason.
+"""
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from truenorm.core.call import Call
+from truenorm.core.errors import brief
+
+Tensor = Any
+
+NAMES = ("native", "plain")  # fastest first
+
+
+class Front(NamedTuple):
+    """What a front hands down: the functions of its framework, and its engines.
+
+    Attributes:
+        arrays: a module, or an object, with the functions that `truenorm.arrays` lists.
+        engines: fastest first; the last one computes every call.
+    """
+
+    arrays: Any
+    engines: Sequence[Any]
+
+
+class _Default(threading.local):
+    """The implementation that this thread's `with` blocks ask for.
+
+    Not a context variable, nor a class attribute: torch.compile cannot trace the one, and does not
+    see when an instance hides the other.
+    """
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+
+
+_default = _Default()
+
+
+def check(name: str | None) -> str | None:
+    """Return an implementation's name as given, or raise ValueError with those there are."""
+    if name is not None and name not in NAMES:
+        raise ValueError(
+            f"implementation={brief(name)} is unknown; expected None (the fastest that supports "
+            f"the call) or one of {', '.join(map(repr, NAMES))}."
+        )
+    return name
+
+
+@contextlib.contextmanager
+def use_implementation(name: str | None) -> Iterator[None]:
+    """Make `name` the implementation of every call inside the `with` block that names none.
+
+    An explicit `implementation=` argument wins. A function that TensorFlow or JAX compiles keeps
+    what was chosen when it was traced; torch.compile traces it again.
+
+    Args:
+        name: "plain", "native", or None for the fastest that supports each call.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    outer, _default.name = _default.name, check(name)
+    try:
+        yield
+    finally:
+        _default.name = outer
+
+
+def normalize(
+    front: Front,
+    implementation: str | None,
+    call: Call,
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    mask: Tensor | None = None,
+    epsilon: Tensor | None = None,
+) -> Tensor:
+    """Compute a call with the first of the front's engines that has no reason against it.
+
+    Args:
+        front: the arrays and the engines.
+        implementation: the name of an engine, or None.
+        call: what `arguments.prepare` made of the shapes and options.
+        x: float tensor.
+        gamma, beta: of the parameter shape, or after a leading N; None: one and zero.
+        mask: boolean, its shape a prefix of x's.
+        epsilon: a tensor of one number in the place of the call's, where it is learned.
+
+    Raises:
+        ValueError: the name is unknown.
+        NotImplementedError: the named implementation does not support the call; says why.
+    """
+    if gamma is not None and beta is not None and len(gamma.shape) != len(beta.shape):
+        # One is per sample: repeat the other for every sample.
+        rank, rows = len(call.view.parameter_axes), front.arrays.shape(x)[0]
+        gamma, beta = (
+            one
+            if len(one.shape) == rank
+            else front.arrays.broadcast_to(one, (rows, *front.arrays.shape(one)))
+            for one in (gamma, beta)
+        )
+    return compute(front, implementation, "normalize", call, x, gamma, beta, mask, epsilon)
+
+
+def compute(front: Front, implementation: str | None, step: str, call: Call, *operands: Any) -> Any:
+    """What the first engine without a reason computes: `step` is the name of its function."""
+    name = _default.name if implementation is None else check(implementation)
+    reason = "it has none"
+    for engine in front.engines:
+        if name is None or engine.name == name:
+            result = getattr(engine, step)(call, *operands)
+            if not isinstance(result, str):
+                return result
+            reason = result
+    raise NotImplementedError(
+        f"implementation={name!r} cannot compute this call: {reason}. "
+        "Pass implementation='plain', or None to let truenorm choose."
+    )

@@ -1,0 +1,1 @@
+"""What is around the layers: explain, compare, bench, migrate, and the command line."""

@@ -1,0 +1,202 @@
+"""Who is timed on a case: truenorm, Keras' layer, the framework's own, and the yardstick.
+
+Each framework has one function, `case, trained -> {name: run}`, where `run(x, dy)` computes y, or
+also the gradients of x, gamma and beta, and returns when they are there. JAX and TensorFlow run
+compiled (jit, tf.function), PyTorch eagerly: as Keras' fit does on a CPU.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import backend
+
+import truenorm
+from truenorm.tools.bench.cases import Case
+
+Run = Callable[[Any, Any], Any]
+
+TRUENORM = "truenorm"
+FUNCTION = "truenorm function"  # on PyTorch, without the layer around it, as torch.nn.functional
+FUNCTIONAL = "torch.nn"  # torch.nn.functional.*
+PLAIN = "plain"
+KERAS = "Keras"
+YARDSTICK = "a * 1.01"
+
+
+def like(name: str, names: Any) -> str:
+    """Which of truenorm's times another candidate is compared with: layers with layers."""
+    alone = name in (KERAS, PLAIN, TRUENORM) or FUNCTION not in names
+    return TRUENORM if alone else FUNCTION
+
+
+def layers(case: Case) -> dict[str, Any]:
+    """The built layers of a case: truenorm's, on its plain path, and Keras'."""
+    kind = {"group": "Group", "instance": "Group", "layer": "Layer", "rms": "RMS"}[case.kind]
+    name = f"{kind}Normalization"
+    options: dict[str, Any] = {"axis": case.axis, "epsilon": 1e-5}
+    if case.groups is not None:
+        options["groups"] = case.groups
+    options["dtype"] = "float32" if case.dtype == "float32" else "mixed_bfloat16"
+    ours, theirs = getattr(truenorm, name), getattr(keras.layers, name)
+    made = {TRUENORM: ours(**options), PLAIN: ours(**options, implementation="plain")}
+    made[KERAS] = theirs(**options)
+    for layer in made.values():
+        layer.build(case.shape)
+    return made
+
+
+def inputs(case: Case, count: int) -> list[tuple[Any, Any]]:
+    """`count` pairs of x and dy, each in memory of its own."""
+    generator = keras.random.SeedGenerator(0)
+    return [
+        tuple(keras.random.normal(case.shape, dtype=case.dtype, seed=generator) for _ in range(2))
+        for _ in range(count)
+    ]
+
+
+def candidates(case: Case, trained: bool) -> dict[str, Run]:
+    """Everything that is timed on a case, by name, for the active backend."""
+    return {"jax": _jax, "tensorflow": _tensorflow, "torch": _torch}[backend.backend()](
+        case, trained
+    )
+
+
+def _jax(case: Case, trained: bool) -> dict[str, Run]:
+    import jax
+
+    def compiled(function: Callable[..., Any], parameters: Any, trained: bool) -> Run:
+        def step(parameters: Any, x: Any, dy: Any) -> Any:
+            if not trained:
+                return function(parameters, x)
+            y, gradients = jax.vjp(function, parameters, x)
+            return y, gradients(dy)
+
+        run = jax.jit(step)
+        return lambda x, dy: jax.block_until_ready(run(parameters, x, dy))
+
+    def layer_function(layer: Any) -> Callable[..., Any]:
+        return lambda parameters, x: layer.stateless_call(parameters, [], x)[0]
+
+    made = {
+        name: compiled(layer_function(layer), [v.value for v in layer.variables], trained)
+        for name, layer in layers(case).items()
+    }
+    if importlib.util.find_spec("flax") and (own := _flax(case)) is not None:
+        from flax import nnx
+
+        graph, state = nnx.split(own)
+        parameters, tree = jax.tree.flatten(state)
+        made["flax.nnx"] = compiled(
+            lambda parameters, x: nnx.merge(graph, jax.tree.unflatten(tree, parameters))(x),
+            parameters,
+            trained,
+        )
+    made[YARDSTICK] = compiled(lambda _, x: x * 1.01, (), False)
+    return made
+
+
+def _flax(case: Case) -> Any:
+    """The layer of flax.nnx, or None: its group normalization takes channels last only."""
+    import jax.numpy as jnp
+    from flax import nnx
+
+    features = case.shape[case.axis]
+    shared = {"epsilon": 1e-5, "dtype": getattr(jnp, case.dtype), "rngs": nnx.Rngs(0)}
+    if case.kind in ("group", "instance"):
+        if case.layout == "first":
+            return None
+        return nnx.GroupNorm(features, num_groups=case.groups, **shared)
+    kind = nnx.LayerNorm if case.kind == "layer" else nnx.RMSNorm
+    return kind(features, reduction_axes=case.axis, feature_axes=case.axis, **shared)
+
+
+def _tensorflow(case: Case, trained: bool) -> dict[str, Run]:
+    import tensorflow as tf
+
+    def compiled(layer: Any, trained: bool, xla: bool = False) -> Run:
+        @tf.function(jit_compile=xla)  # type: ignore[untyped-decorator]
+        def step(x: Any, dy: Any) -> Any:
+            if not trained:
+                return layer(x)
+            weights = [v.value for v in layer.trainable_variables]
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = layer(x)
+            return y, tape.gradient(y, [x, *weights], output_gradients=dy)
+
+        return step  # type: ignore[no-any-return]
+
+    made = {name: compiled(layer, trained) for name, layer in layers(case).items()}
+    made["Keras, XLA"] = compiled(layers(case)[KERAS], trained, xla=True)
+    made[YARDSTICK] = compiled(lambda x: x * 1.01, False)
+    return made
+
+
+def _torch(case: Case, trained: bool) -> dict[str, Run]:
+    import torch
+
+    def eager(function: Callable[[Any], Any], parameters: list[Any], trained: bool) -> Run:
+        def run(x: Any, dy: Any) -> Any:
+            if not trained:
+                with torch.no_grad():
+                    return function(x)
+            x = x.detach().requires_grad_()
+            y = function(x)
+            return y, torch.autograd.grad(y, [x, *parameters], dy)
+
+        return run
+
+    made = {
+        name: eager(layer, [v.value for v in layer.trainable_variables], trained)
+        for name, layer in layers(case).items()
+    }
+    dtype = torch.float32 if case.dtype == "float32" else torch.bfloat16
+    features = case.shape[case.axis]
+    parameters = [torch.ones(features), torch.zeros(features)][: 1 if case.kind == "rms" else 2]
+    parameters = [one.requires_grad_() for one in parameters]
+    made[FUNCTION] = eager(_function(case, parameters), parameters, trained)
+    parameters = [one.detach().to(dtype).requires_grad_() for one in parameters]
+    own = _functional(case, parameters)
+    made[FUNCTIONAL] = eager(own, parameters, trained)
+    torch.compiler.reset()  # what it compiled for other cases counts against a limit
+    made["torch.compile"] = eager(
+        torch.compile(own, fullgraph=True, dynamic=False), parameters, trained
+    )
+    made[YARDSTICK] = eager(lambda x: x * 1.01, [], False)
+    return made
+
+
+def _function(case: Case, parameters: list[Any]) -> Callable[[Any], Any]:
+    """truenorm's function of x on a case."""
+    from truenorm import ops
+
+    if case.groups is not None:
+        return lambda x: ops.group_normalization(
+            x, *parameters, groups=case.groups or -1, axis=case.axis, epsilon=1e-5
+        )
+    function = ops.layer_normalization if case.kind == "layer" else ops.rms_normalization
+    return lambda x: function(x, *parameters, axis=case.axis, epsilon=1e-5)
+
+
+def _functional(case: Case, parameters: list[Any]) -> Callable[[Any], Any]:
+    """PyTorch's own function of x on a case; it sees x's axes in the order that it takes."""
+    from torch.nn import functional
+
+    between: tuple[Any, ...]  # what stands between x and gamma
+    if case.groups is None:
+        name, between = f"{case.kind}_norm", ((case.shape[case.axis],),)
+        wanted = len(case.shape) - 1
+    elif case.kind == "group":
+        name, between, wanted = "group_norm", (case.groups,), 1
+    else:
+        name, between, wanted = "instance_norm", (None, None), 1  # no moving statistics
+    function = getattr(functional, name)
+
+    def compute(x: Any) -> Any:
+        return function(x, *between, *parameters, eps=1e-5)
+
+    if case.axis == wanted:
+        return compute
+    return lambda x: compute(x.movedim(case.axis, wanted)).movedim(wanted, case.axis)

@@ -1,0 +1,508 @@
+"""`explain`: which elements of a tensor share statistics, in words and as a picture.
+
+The facts come from the view that the layers compute with; this module only counts and words
+them. What to watch for is in `cautions.py`, the drawing in `drawing.py`.
+"""
+
+import dataclasses
+import difflib
+import math
+import operator
+import textwrap
+from collections.abc import Sequence
+from typing import Any, Literal, overload
+
+from truenorm.core.errors import InputError
+from truenorm.core.view import (
+    Factor,
+    View,
+    axes_view,
+    canonical_axes,
+    channel_view,
+    check_groups,
+    group_view,
+)
+from truenorm.tools.explain.cautions import cautions
+from truenorm.tools.explain.drawing import Drawable
+
+CLASSES = {
+    "batch": "BatchNormalization",
+    "layer": "LayerNormalization",
+    "instance": "InstanceNormalization",
+    "group": "GroupNormalization",
+    "rms": "RMSNormalization",
+    "frn": "FilterResponseNormalization",
+    "weight": "WeightNormalization",
+}
+HEADINGS = {"rms": "RMS normalization", "frn": "Filter response normalization"}
+SPATIAL = {0: (), 1: ("T",), 2: ("H", "W"), 3: ("D", "H", "W")}
+NOUNS = {"N": "sample", "T": "step", "D": "slice", "H": "row", "W": "column", "C": "channel"}
+NOUNS |= {"I": "input", "O": "output unit"}  # of a kernel
+
+Shape = tuple[int | None, ...]
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Explanation(Drawable):
+    """Which elements of a tensor share statistics, and what is learned.
+
+    Printing it gives the words; a notebook shows the picture as well.
+
+    Attributes:
+        name: batch, layer, instance, group, rms, frn or weight.
+        settings: the arguments that decide, as in a call: "groups=5, axis=3".
+        shape: the shape of the input, or of the kernel of weight normalization; None where a size
+            is unknown.
+        axis_names: one letter for each axis, such as ("N", "H", "W", "C"), or of a kernel
+            ("H", "W", "I", "O").
+        view: the kept and reduced axes that the layers compute with.
+        learned: ("gamma", "beta"), or those of the two that there are; of a kernel ("g",).
+        notes: what to watch for, a sentence or two each.
+    """
+
+    name: str
+    settings: str
+    shape: Shape
+    axis_names: tuple[str, ...]
+    view: View
+    learned: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """The layer as it is written in code."""
+        return f"{CLASSES[self.name]}({self.settings})"
+
+    @property
+    def statistics(self) -> str:
+        """What the elements share: "mean and variance", "root mean square" or "length g"."""
+        if self.name == "weight":
+            return "length g"
+        return "root mean square" if self.name in ("rms", "frn") else "mean and variance"
+
+    @property
+    def channel_axis(self) -> int:
+        """The axis of the channels, or of a kernel's output units."""
+        return self.axis_names.index("O" if self.name == "weight" else "C")
+
+    @property
+    def groups_of_elements(self) -> int | None:
+        """How many sets of elements share statistics; None where a size in it is unknown."""
+        return self._count(reduced=False)[0]
+
+    @property
+    def elements_per_group(self) -> int | None:
+        """How many elements each of them has; None where a size in it is unknown."""
+        return self._count(reduced=True)[0]
+
+    @property
+    def parameter_axes(self) -> tuple[int, ...]:
+        """The axes, ascending, over which gamma and beta vary."""
+        return self.view.parameter_axes
+
+    @property
+    def parameter_shape(self) -> tuple[int, ...]:
+        """The shape of gamma and of beta."""
+        return self.view.parameter_shape(self.shape)
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers are trained."""
+        return len(self.learned) * math.prod(self.parameter_shape)
+
+    @property
+    def constant(self) -> str:
+        """What the output is where the normalized value is zero."""
+        return "beta" if "beta" in self.learned else "0"
+
+    def counts(self) -> tuple[str, str]:
+        """How many groups of elements there are, and how many elements each has, in words."""
+        _, groups, kept = self._count(reduced=False)
+        _, elements, reduced = self._count(reduced=True)
+        return (
+            f"{groups} group{'s' * (groups != '1')} of elements ({kept})",
+            f"{elements} element{'s' * (elements != '1')} in each ({reduced})",
+        )
+
+    @property
+    def heading(self) -> str:
+        """The title of the picture."""
+        return HEADINGS.get(self.name, f"{self.name.capitalize()} normalization")
+
+    def caption(self) -> tuple[str, str, str]:
+        """The caption of the picture, line by line."""
+        _, groups, _ = self._count(reduced=False)
+        _, elements, words = self._count(reduced=True)
+        return (
+            f"Groups of {elements} element{'s' * (elements != '1')}:",
+            words,
+            f"{groups} such group{'s' * (groups != '1')}",
+        )
+
+    def __str__(self) -> str:
+        names = ", ".join(self.axis_names)
+        sizes = ", ".join("?" if size is None else str(size) for size in self.shape)
+        groups, elements = self.counts()
+        facts = [
+            f"{groups}, {'each ' * (self.groups_of_elements != 1)}with its own {self.statistics}.",
+            f"{elements}.",
+            self._learned_in_words(),
+        ]
+        what = "a kernel" if self.name == "weight" else "x"
+        lines = [f"{self.title} of {what} with shape ({names}) = ({sizes})"]
+        lines += [_wrap("  ", fact) for fact in facts]
+        if self.notes:
+            lines += ["Watch for:", *(_wrap("  - ", note) for note in self.notes)]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def panels(self) -> tuple["Explanation", ...]:
+        """Itself."""
+        return (self,)
+
+    def _count(self, reduced: bool) -> tuple[int | None, str, str]:
+        """The product of the kept or reduced factors: as a number, as text, and spelled out."""
+        known, unknown, words = 1, [], []
+        for factor in self.view.factors:
+            if factor.reduced != reduced:
+                continue
+            letter = self.axis_names[factor.axis]
+            if self.shape[factor.axis] is None:
+                unknown.append(letter)
+                words.append(f"{letter} {self._noun(factor)}s")
+            else:
+                size = self.view.size(factor, self.shape)
+                known *= size
+                words.append(f"{size:,} {self._noun(factor)}{'s' * (size != 1)}")
+        text = [*unknown, f"{known:,}"] if known != 1 or not unknown else unknown
+        return None if unknown else known, " × ".join(text), " × ".join(words)
+
+    def _noun(self, factor: Factor) -> str:
+        if factor.part == "group" and self.view.groups != -1:
+            return "channel group"
+        letter = self.axis_names[factor.axis]
+        return NOUNS.get(letter, f"{letter} position")
+
+    def _learned_in_words(self) -> str:
+        if self.name == "weight":
+            return (
+                f"g varies over axis {self.channel_axis} (O): {self.parameters:,} parameters more."
+            )
+        missing = " and ".join(
+            f"no {name}" for name in ("gamma", "beta") if name not in self.learned
+        )
+        if not self.learned:
+            return f"There is {missing}: nothing is learned."
+        axes = [str(axis) for axis in self.parameter_axes]
+        listed = axes[0] if len(axes) == 1 else f"{', '.join(axes[:-1])} and {axes[-1]}"
+        letters = ", ".join(self.axis_names[axis] for axis in self.parameter_axes)
+        many = len(self.learned) > 1
+        return (
+            f"{' and '.join(self.learned)} var{'y' if many else 'ies'} over "
+            f"ax{'is' if len(axes) == 1 else 'es'} {listed} ({letters}), "
+            f"shape {self.parameter_shape}{' each' * many}: {self.parameters:,} parameters"
+            f"{f'; there is {missing}' * bool(missing)}."
+        )
+
+
+def _wrap(indent: str, text: str) -> str:
+    """Fill lines of 92 characters, the first one indented by this, the others by spaces."""
+    return textwrap.fill(text, 92, initial_indent=indent, subsequent_indent=" " * len(indent))
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Explanations(Drawable):
+    """Several explanations of one shape, printed in turn and drawn side by side."""
+
+    items: tuple[Explanation, ...]
+    preface: str
+
+    def __str__(self) -> str:
+        return "\n\n".join([_wrap("", self.preface), *(str(item) for item in self.items)])
+
+    __repr__ = __str__
+
+    def panels(self) -> tuple[Explanation, ...]:
+        """The items."""
+        return self.items
+
+
+@overload
+def explain(  # type: ignore[overload-overlap]  # "all" is an object too
+    layer: Literal["all"],
+    shape: Sequence[int | None],
+    *,
+    groups: int | None = None,
+    axis: int | Sequence[int] | None = None,
+    center: bool | None = None,
+    scale: bool | None = None,
+) -> Explanations: ...
+
+
+@overload
+def explain(
+    layer: object,
+    shape: Sequence[int | None],
+    *,
+    groups: int | None = None,
+    axis: int | Sequence[int] | None = None,
+    center: bool | None = None,
+    scale: bool | None = None,
+) -> Explanation: ...
+
+
+def explain(
+    layer: object,
+    shape: Sequence[int | None],
+    *,
+    groups: int | None = None,
+    axis: int | Sequence[int] | None = None,
+    center: bool | None = None,
+    scale: bool | None = None,
+) -> Explanation | Explanations:
+    """Explain which elements of an input of this shape share statistics.
+
+    Args:
+        layer: "batch", "layer", "instance", "group", "rms", "frn" (filter response) or "weight";
+            "all" for the first four as in figure 2 of "Group Normalization"
+            (https://arxiv.org/abs/1803.08494); or a layer of truenorm or Keras, built or not,
+            which brings the options below with it.
+        shape: the shape of the input, batch axis first, of rank 2 or more; None where unknown. Of
+            "weight" the shape of the kernel, output units last.
+        groups: for "group" (default 32) and "all" (default: one that fits); -1 is one per channel.
+        axis: as the layers take it: the channel axis, by default the last; for "layer" and "rms"
+            the axis or axes over which the statistics run, for "frn" all of them. "all" takes one
+            axis, which is the channel axis in all panels but that of layer normalization: there
+            the statistics run over it. "weight" takes none.
+        center: whether there is a beta (default True; "rms" never has one, "frn" always).
+        scale: whether there is a gamma (default True; "frn" always has one).
+
+    Raises:
+        InputError: an unknown name, a bad shape, an axis out of range, groups that do not divide.
+    """
+    sizes = _check_shape(shape)
+    options = {"groups": groups, "axis": axis, "center": center, "scale": scale}
+    given = {name: value for name, value in options.items() if value is not None}
+    if layer == "all":
+        return _explain_all(sizes, given)
+    if isinstance(layer, str):
+        if layer not in CLASSES:
+            near = difflib.get_close_matches(layer.lower(), [*CLASSES, "all"], 1, 0.4)
+            raise InputError(
+                f"unknown normalization {layer!r}{f'; did you mean {near[0]!r}?' if near else ';'} "
+                f"expected one of {', '.join(CLASSES)}, all."
+            )
+        return _explain_one(layer, sizes, given)
+    name, settings = _read_layer(layer)
+    if given:
+        raise InputError(
+            f"{', '.join(given)} cannot be given with a layer object, which has its own; "
+            f"pass the name {name!r} instead of the layer to choose them."
+        )
+    return _explain_one(name, sizes, settings)
+
+
+def parse_shape(text: str) -> Shape:
+    """Read a shape such as "8,28,28,10", with ? for an unknown size."""
+    try:
+        parts = [part.strip() for part in text.strip().strip("()[]").split(",")]
+        return _check_shape([None if part == "?" else int(part) for part in parts])
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"cannot read the shape {text!r}; expected sizes separated by commas, with ? for an "
+            "unknown one, such as 8,28,28,10 or ?,128,64."
+        ) from None
+
+
+def parse_axis(text: str) -> int | list[int]:
+    """Read an axis such as "3" or a list of axes such as "1,2,3"."""
+    try:
+        axes = [int(part) for part in text.strip().strip("()[]").split(",")]
+    except ValueError:
+        raise InputError(
+            f"cannot read the axis {text!r}; expected an integer such as 3, or integers separated "
+            "by commas such as 1,2,3."
+        ) from None
+    return axes[0] if len(axes) == 1 else axes
+
+
+def _check_shape(shape: Sequence[int | None]) -> Shape:
+    try:
+        sizes = tuple(None if size is None else operator.index(size) for size in shape)
+    except TypeError:
+        raise InputError(
+            f"shape={shape!r} must be a sequence of integers (None where unknown), "
+            "such as (8, 28, 28, 10)."
+        ) from None
+    if len(sizes) < 2:
+        raise InputError(
+            f"shape={sizes} has rank {len(sizes)}; expected at least 2 axes, samples first, "
+            "such as (32, 10)."
+        )
+    if any(size is not None and size < 1 for size in sizes):
+        raise InputError(f"shape={sizes} must have sizes of at least 1 (None where unknown).")
+    return sizes
+
+
+def _read_layer(layer: object) -> tuple[str, dict[str, Any]]:
+    """The name and the options of a layer object, recognized by the name of its class."""
+    names = {class_name: name for name, class_name in CLASSES.items()}
+    for base in type(layer).__mro__ if not isinstance(layer, type) else ():
+        if base.__name__ in names:
+            name = names[base.__name__]
+            break
+    else:
+        raise InputError(
+            f"cannot explain {layer!r}; expected a name ({', '.join(CLASSES)}, all) or a layer: "
+            f"an instance of {', '.join(CLASSES.values())}."
+        )
+    if name == "weight":
+        raise InputError(
+            "weight normalization depends on the shape of the kernel alone, not of an input; pass "
+            "explain('weight', kernel_shape)."
+        )
+    settings = {"axis": getattr(layer, "axis", None)}
+    if name == "frn":
+        return name, settings
+    # Keras' RMSNormalization keeps its weight, always there, in `scale`, so only False means no.
+    settings["scale"] = getattr(layer, "scale", True) is not False
+    if name == "group":
+        settings["groups"] = getattr(layer, "groups", None)
+    if name != "rms":
+        settings["center"] = getattr(layer, "center", True) is not False
+    return name, {key: value for key, value in settings.items() if value is not None}
+
+
+def _explain_all(shape: Shape, given: dict[str, Any]) -> Explanations:
+    """Batch, layer, instance and group normalization, with the settings of the paper's figure."""
+    first = _explain_one("batch", shape, {k: v for k, v in given.items() if k != "groups"})
+    channels = first.parameter_shape[0]
+    options = {k: v for k, v in given.items() if k not in ("groups", "axis")}
+    axis = {"axis": first.parameter_axes[0]}
+    over: int | list[int] = list(range(1, len(shape)))
+    words = "all axes of a sample"
+    if "axis" in given:
+        over, words = axis["axis"], f"axis {given['axis']}, which is the channel axis of the others"
+    groups, why = given.get("groups"), "as given"
+    if groups is None:
+        groups = max(n for n in range(1, 33) if channels % n == 0 and (n < channels or n == 1))
+        why = f"the most, up to 32, that divide the {channels} channels and do not part all of them"
+    items = (
+        first,
+        _explain_one("layer", shape, {**options, "axis": over}),
+        _explain_one("instance", shape, {**options, **axis}),
+        _explain_one("group", shape, {**options, **axis, "groups": groups}),
+    )
+    preface = (
+        f"As in figure 2 of 'Group Normalization' (arXiv:1803.08494): layer normalization over "
+        f"{words}; group normalization with groups={groups}, {why}."
+    )
+    return Explanations(items, preface)
+
+
+def _explain_one(name: str, shape: Shape, given: dict[str, Any]) -> Explanation:
+    rank = len(shape)
+    axis, groups = given.get("axis", -1), given.get("groups")
+    if groups is not None and name != "group":
+        raise InputError(f"groups={groups} is an option of group normalization, not of {name!r}.")
+    if name == "weight":
+        return _explain_weight(shape, given)
+    if name == "frn":
+        return _explain_response(shape, given)
+    if "center" in given and name == "rms":
+        raise InputError("center is no option of 'rms': RMS normalization has no beta.")
+    try:
+        axes = canonical_axes(axis, rank, first=1)
+    except (ValueError, TypeError) as error:
+        raise InputError(str(error)) from None
+    for one in axes:
+        if shape[one] is None:
+            raise InputError(
+                f"the size of axis {one} is unknown in shape={shape}, but gamma and beta of "
+                f"{name} normalization vary over it; give its size."
+            )
+    settings = f"axis={axes[0] if len(axes) == 1 else list(axes)}"
+    if name in ("layer", "rms"):
+        view = axes_view(rank, axes)
+    elif len(axes) > 1:
+        raise InputError(
+            f"axis={axis!r} names {len(axes)} axes; {name!r} takes one, the channel axis."
+        )
+    elif name == "batch":
+        view = axes_view(rank, [one for one in range(rank) if one not in axes], axes)
+    else:
+        groups = -1 if name == "instance" else 32 if groups is None else groups
+        if isinstance(groups, bool) or not isinstance(groups, int) or (groups < 1 and groups != -1):
+            raise InputError(
+                f"groups={groups!r} must be a positive integer, or -1 for one group per channel."
+            )
+        try:
+            check_groups(groups, shape[axes[0]], axes[0])
+        except ValueError as error:
+            raise InputError(str(error)) from None
+        view = group_view(rank, axes[0], groups)
+        if name == "group":
+            settings = f"groups={groups}, {settings}"
+    learned = []
+    if given.get("scale", True):
+        learned.append("gamma")
+    if given.get("center", name != "rms"):
+        learned.append("beta")
+    names = ["N", *SPATIAL.get(rank - 2, [f"X{i}" for i in range(1, rank - 1)])]
+    # One axis is the channel axis, wherever it is; of several, the last axis of the input.
+    names.insert(axes[0] if len(axes) == 1 else rank - 1, "C")
+    explanation = Explanation(name, settings, shape, tuple(names), view, tuple(learned))
+    return dataclasses.replace(explanation, notes=tuple(cautions(explanation)))
+
+
+def _explain_response(shape: Shape, given: dict[str, Any]) -> Explanation:
+    """Filter response normalization, whose axes are those of the mean."""
+    rank = len(shape)
+    for option in {"center", "scale"} & given.keys():
+        raise InputError(f"{option} is no option of 'frn', which always has a gamma and a beta.")
+    axis = given.get("axis", list(range(1, rank - 1)))
+    try:
+        view = channel_view(rank, axis, first=1)
+    except (ValueError, TypeError) as error:
+        raise InputError(str(error)) from None
+    (channel,) = view.parameter_axes
+    if shape[channel] is None:
+        raise InputError(
+            f"the size of axis {channel} is unknown in shape={shape}, but gamma and beta vary over "
+            "it; give its size."
+        )
+    names = [*SPATIAL.get(rank - 2, [f"X{i}" for i in range(1, rank - 1)])]
+    names.insert(channel - 1, "C")
+    notes = (
+        "No mean is subtracted: adding a constant to x changes the output.",
+        "The paper follows it by a TLU, max(y, tau) with a learned tau: the output has no mean of "
+        "zero, which ReLU counts on.",
+    )
+    settings, learned = f"axis={axis!r}", ("gamma", "beta")
+    return Explanation("frn", settings, shape, ("N", *names), view, learned, notes)
+
+
+def _explain_weight(shape: Shape, given: dict[str, Any]) -> Explanation:
+    """Weight normalization: the weights of one output unit share a length."""
+    if given:
+        raise InputError(
+            f"{', '.join(given)} cannot be given for 'weight', which normalizes the kernel of a "
+            "layer: pass the kernel's shape, output units last, such as 3,3,16,32."
+        )
+    if None in shape:
+        raise InputError(f"shape={shape} must be known: it is the shape of a kernel.")
+    rank = len(shape)
+    view = axes_view(rank, list(range(rank - 1)), [rank - 1])
+    names = [*SPATIAL.get(rank - 2, [f"X{i}" for i in range(1, rank - 1)]), "I", "O"]
+    notes = (
+        "The kernel of an output unit is g * v / |v|, with |v| over its elements: length and "
+        "direction are learned apart. v has the kernel's shape.",
+        "No statistics of the data are taken: the output for one sample depends on that sample "
+        "alone, and training and inference are the same. Only the first batch gives g and the bias "
+        "their first values (data_init=True).",
+    )
+    settings = "layer"
+    return Explanation("weight", settings, shape, tuple(names), view, ("g",), notes)
