@@ -1,6 +1,7 @@
 # make run     train on real digits with each normalization and write a report
 # make test    the whole suite, on every backend, one process each
 # make quick   the fast part of it, on one backend
+# make fronts  the fronts for PyTorch, JAX and flax, each where Keras is not installed
 # make check   lint and types
 # make sanitize  the native core's own test under sanitizers (needs a C++ compiler)
 # make wheel   build the wheel into dist/
@@ -21,7 +22,7 @@ PACKAGE_tensorflow := tensorflow-cpu
 PACKAGE_torch := torch
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: run test quick check sanitize wheel clean
+.PHONY: run test quick fronts check sanitize wheel clean
 .DELETE_ON_ERROR:
 
 run: .venv/.run-$(BACKEND)
@@ -32,6 +33,22 @@ test: .venv/.test
 
 quick: .venv/.test
 	$(BIN)/python tests/run.py $(BACKEND) -- -m "not slow" $(ARGS)
+
+# What each of these environments has besides NumPy; all take the wheel that is built first.
+FRONT_torch := torch onnxruntime onnxscript
+FRONT_jax := jax
+FRONT_flax := jax flax
+FRONTS ?= torch jax flax
+fronts: wheel
+	for front in $(FRONTS); do $(MAKE) build/front-$$front || exit 1; done
+
+build/front-%: FORCE
+	rm -rf $@
+	$(PYTHON) -m venv $@
+	$@/bin/pip install --quiet --disable-pip-version-check -c constraints.txt $(FRONT_$*) pytest hypothesis
+	$@/bin/pip install --quiet --disable-pip-version-check --no-deps dist/truenorm-*.whl
+	! $@/bin/python -c "import keras" 2> /dev/null
+	$@/bin/python -m pytest tests/fronts/$*
 
 check: .venv/.test
 	$(BIN)/ruff format --check .

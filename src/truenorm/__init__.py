@@ -68,16 +68,19 @@ _HOMES = {
     "use_implementation": "core.engine",
 }
 _MODULES = ("flax", "jax", "layers", "ops", "rnn", "torch")
+_WITHOUT_KERAS = ("explain", "flax", "jax", "show_config", "torch", "use_implementation")
 
 backends.watch_keras()
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name where it is first used."""
+    if name not in _MODULES and name not in __all__:
+        raise AttributeError(f"module 'truenorm' has no attribute {name!r}")
+    if name not in _WITHOUT_KERAS:
+        backends.prepare_keras()
     if name in _MODULES:
         return importlib.import_module(f"truenorm.{name}")
-    if name not in __all__:
-        raise AttributeError(f"module 'truenorm' has no attribute {name!r}")
     home = importlib.import_module(f"truenorm.{_HOMES.get(name, 'layers')}")
     value = globals()[name] = getattr(home, name)
     return value

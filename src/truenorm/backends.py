@@ -166,7 +166,10 @@ class _KerasLoader(importlib.abc.Loader):
 
 def _check_keras() -> None:
     if not _is_package("keras"):
-        raise ImportError("Keras, which truenorm needs, is not installed: pip install keras.")
+        raise ImportError(
+            "Keras, which this part of truenorm needs, is not installed: pip install keras. "
+            "truenorm.torch and truenorm.jax do without."
+        )
     try:
         version = importlib.metadata.version("keras")
     except importlib.metadata.PackageNotFoundError:  # a nightly build, or a path of sources
