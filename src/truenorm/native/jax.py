@@ -205,7 +205,8 @@ def _rule(call: Call, lead: int, signature: str) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=1024)
 def _partitioned_forward(call: Call, lead: int) -> Any:
-    compute = functools.partial(_forward_call, call=call, lead=lead)
+    def compute(x: Any, gamma: Any, beta: Any) -> Any:  # not a partial: JAX reads the signature
+        return _forward_call(x, gamma, beta, call=call, lead=lead)
 
     def partition(mesh: Any, arguments: Any, results: Any) -> Any:
         x, gamma, _ = _specs(arguments[0], arguments[1], call, lead)
@@ -225,7 +226,8 @@ def _partitioned_forward(call: Call, lead: int) -> Any:
 
 @functools.lru_cache(maxsize=1024)
 def _partitioned_backward(call: Call, lead: int) -> Any:
-    compute = functools.partial(_backward_call, call=call, lead=lead)
+    def compute(x: Any, gamma: Any, dy: Any, statistics: Any) -> Any:
+        return _backward_call(x, gamma, dy, statistics, call=call, lead=lead)
 
     def partition(mesh: Any, arguments: Any, results: Any) -> Any:
         x, gamma, names = _specs(arguments[0], arguments[1], call, lead)
