@@ -1,4 +1,4 @@
-"""`rms_scaling`, which Keras' layer normalization has in its configs: x over its standard deviation."""
+"""`rms_scaling` of Keras' layer normalization configs: x over its standard deviation."""
 
 import keras
 import numpy as np
@@ -10,6 +10,7 @@ import truenorm
 SHAPE = (4, 5, 6)
 
 
+@pytest.mark.filterwarnings("ignore:You passed `rms_scaling=True`")  # Keras' own
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("axis", [-1, [1, 2]], ids=str)
 def test_a_config_of_keras_gives_keras_numbers(scaled, axis, rng):
