@@ -41,8 +41,10 @@ FRONT = engine.Front(keras.ops, (NATIVE, Plain(keras.ops)))
 
 # In eager PyTorch to convert what is converted, or to name its dtype, is most of a small call.
 _TAKEN_AS_THEY_ARE = (importlib.import_module("torch").Tensor,) if _RUNNING == "torch" else ()
-# A cache, on PyTorch, whose eager calls come often; the others are compiled.
-_prepare = getattr(NATIVE, "remembered", lambda same: same)(arguments.prepare)
+# The calls of the others are compiled.
+_prepare: Any = arguments.prepare
+if _RUNNING == "torch":
+    _prepare = importlib.import_module("truenorm.native.remember").remembered(_prepare)
 
 # What is no array of another framework, though it may have an array's methods.
 _TAKEN = (numbers.Number, np.ndarray, np.generic, keras.Variable, keras.KerasTensor)
@@ -283,7 +285,8 @@ def check_framework(name: str, value: Any) -> None:
         and not isinstance(value, _TAKEN)
         and arguments.is_array(value)
     ):
-        arguments.refuse_array(name, value, _RUNNING, f"Keras runs on {_RUNNING}")
+        why = f"Keras runs on {_RUNNING}"
+        arguments.refuse_array(name, value, _RUNNING, why, f"or a NumPy array, np.asarray({name})")
 
 
 def _check_dtype(name: str, tensor: Any) -> None:

@@ -80,19 +80,19 @@ def is_array(value: Any) -> bool:
     return hasattr(value, "__array__") or hasattr(value, "__dlpack__")
 
 
-def refuse_array(name: str, value: Any, running: str, taker: str) -> None:
+def refuse_array(name: str, value: Any, running: str, why: str, fix: str) -> None:
     """Raise TypeError for an array of another framework than the one that is `running`.
 
-    It would become a tensor of that one, without a word and without its gradient. `taker` names
-    the front in the message: "Keras runs on jax".
+    It would become a tensor of that one, without a word and without its gradient. The message has
+    the front's reason, "Keras runs on jax", and what to write instead.
     """
     kind = type(value)
     framework = kind.__module__.split(".")[0].removesuffix("lib")
     fronts = {"torch": "truenorm.torch", "jax": "truenorm.jax", "tensorflow": "truenorm.ops"}
     other = f", or use {fronts[framework]}, which takes it" if framework in fronts else ""
     raise TypeError(
-        f"{name} is a {kind.__name__} of {framework}, but {taker}; pass a tensor of {running}, or "
-        f"a NumPy array: np.asarray({name}){other}."
+        f"{name} is a {kind.__name__} of {framework}, but {why}; pass a tensor of {running}, {fix}"
+        f"{other}."
     )
 
 

@@ -181,7 +181,7 @@ def canonical_axes(axis: int | Sequence[int], rank: int, first: int = 0) -> tupl
     raise ValueError(f"axis={brief(axis)} {fault}; allowed axes are {allowed}, each once.")
 
 
-def check_groups(groups: int, channels: int | None, axis: int) -> None:
+def check_groups(groups: int, channels: int | None, axis: int, name: str = "groups") -> None:
     """Raise ValueError unless `groups` is -1 or divides the channels of this axis."""
     if groups == -1 or channels is None:
         return
@@ -189,16 +189,16 @@ def check_groups(groups: int, channels: int | None, axis: int) -> None:
         fit = groups <= channels and channels % groups == 0
     except Exception:  # a symbol of jax.export, which compares with nothing
         raise ValueError(
-            f"groups={brief(groups)} divide the channels of axis {axis} or not, depending on their "
+            f"{name}={brief(groups)} divide the channels of axis {axis} or not, depending on their "
             f"number {channels}; give it as a multiple, such as {brief(groups)}*c, or pass "
-            "groups=-1 for one group per channel."
+            f"{name}=-1 for one group per channel."
         ) from None
     if not fit:
         divisors = ", ".join(map(brief, _divisors(channels, near=groups)))
         channels, groups = brief(channels), brief(groups)  # type: ignore[assignment]
         raise ValueError(
-            f"groups={groups} does not divide the {channels} channels of axis {axis}; "
-            f"choose a divisor of {channels} ({divisors}), or groups=-1 for one group per channel."
+            f"{name}={groups} does not divide the {channels} channels of axis {axis}; "
+            f"choose a divisor of {channels} ({divisors}), or {name}=-1 for one group per channel."
         )
 
 

@@ -10,7 +10,6 @@ reason.
 import ctypes
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from truenorm.core.plain import Plain
 from truenorm.core.view import View
 from truenorm.native import library
 from truenorm.native.recipe import Recipe, recipe
+from truenorm.native.remember import remembered
 
 name = "native"
 
@@ -47,22 +47,6 @@ def unavailable() -> str | None:
     torch.library.register_fake("truenorm::forward", _forward_shapes)
     torch.library.register_fake("truenorm::backward", _backward_shapes)
     return None
-
-
-def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with a cache, which torch.compile, tracing what is cached, is kept from."""
-    cached = functools.lru_cache(maxsize=1024, typed=True)(function)
-
-    @functools.wraps(function)
-    def call(*arguments: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return function(*arguments)
-        try:
-            return cached(*arguments)
-        except TypeError:  # a list, or a size that is a symbol, cannot be a key
-            return function(*arguments)
-
-    return call
 
 
 def _reason(view: View, x: Any, gamma: Any, beta: Any, mask: Any, epsilon: Any) -> str | None:

@@ -1,0 +1,28 @@
+"""truenorm for PyTorch: the modules of torch.nn, exact and fast, and functions under their names.
+
+It needs torch and NumPy, and no Keras. `replace` changes the normalizations of a model.
+"""
+
+from truenorm.torch import functional
+from truenorm.torch.modules import (
+    TLU,
+    FilterResponseNorm,
+    GroupNorm,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    LayerNorm,
+    RMSNorm,
+)
+
+__all__ = [
+    "TLU",
+    "FilterResponseNorm",
+    "GroupNorm",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
+    "LayerNorm",
+    "RMSNorm",
+    "functional",
+]

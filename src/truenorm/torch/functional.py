@@ -1,0 +1,330 @@
+"""The normalizations as functions of PyTorch's tensors, under torch.nn.functional's names.
+
+Each computes
+
+    y = weight * (x - mean) / sqrt(variance + eps) + bias
+
+with statistics over the part of the input that `core/kinds.py` says. The result has the input's
+dtype, also under autocast; statistics and math are in float64 for float64 and in float32 otherwise.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from truenorm import native
+from truenorm.arrays import torch as arrays
+from truenorm.core import arguments, engine
+from truenorm.core.call import Call
+from truenorm.core.kinds import KINDS
+from truenorm.core.plain import Plain
+from truenorm.core.view import canonical_axes, check_groups
+from truenorm.native.remember import remembered
+
+__all__ = [
+    "filter_response_norm",
+    "group_norm",
+    "instance_norm",
+    "layer_norm",
+    "rms_norm",
+    "tlu",
+]
+
+FRONT = engine.Front(arrays, (native.engine("torch"), Plain(arrays)))
+
+
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    axis: int = 1,
+    mask: Tensor | None = None,
+    implementation: str | None = None,
+) -> Tensor:
+    """Normalize each sample's channels in groups (Wu and He, 2018, arXiv:1803.08494).
+
+    Args:
+        input: float tensor (N, C, ...).
+        num_groups: a divisor of C, or -1 for one group per channel.
+        weight: (C,), or (N, C) with one row per sample; None is one.
+        bias: shaped like weight; None is zero.
+        eps: added to the variance, in units of the input squared; not negative.
+        axis: the channel axis: -1 for (N, ..., C). With 0, the input is one sample.
+        mask: boolean. Its shape is the beginning of the input's, (N,), (N, C), ..., or has the
+            input's rank and broadcasts to it, (N, 1, T). Elements where it is False stay out of
+            the statistics, but are normalized with them.
+        implementation: None, "plain" or "native"; see `truenorm.use_implementation`.
+
+    Returns:
+        A tensor of the input's shape, dtype and, without a mask, memory format. A group with one
+        element, or with none that the mask leaves, yields bias.
+
+    Raises:
+        ValueError: a shape, axis, number of groups, eps or name does not fit.
+        TypeError: the input is no floating-point tensor, the mask not boolean, or axis or
+            num_groups not an integer.
+        NotImplementedError: the named implementation does not support the call.
+    """
+    return _compute("group", input, weight, bias, mask, axis, num_groups, None, eps, implementation)
+
+
+def instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    axis: int = 1,
+    mask: Tensor | None = None,
+    implementation: str | None = None,
+) -> Tensor:
+    """Normalize each channel of each sample by itself (Ulyanov et al., 2016, arXiv:1607.08022).
+
+    The arguments have torch.nn.functional's order. Statistics are the input's own: running ones
+    are refused. The others are those of `group_norm`, and so are the result and the errors.
+
+    Raises:
+        NotImplementedError: running statistics are given, or use_input_stats is False.
+    """
+    if running_mean is not None or running_var is not None or not use_input_stats:
+        raise NotImplementedError(
+            "running_mean, running_var and use_input_stats=False: truenorm's instance "
+            "normalization takes the statistics of its input, and has no running ones yet; use "
+            "torch.nn.functional.instance_norm for those."
+        )
+    return _compute("instance", input, weight, bias, mask, axis, -1, None, eps, implementation)
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    axis: int | Sequence[int] | None = None,
+    mask: Tensor | None = None,
+    implementation: str | None = None,
+) -> Tensor:
+    """Normalize over some axes, at each place of the others (Ba et al., 2016, arXiv:1607.06450).
+
+    Args:
+        input: float tensor of rank 1 or more.
+        normalized_shape: the sizes of the normalized axes, in ascending order of the axes.
+        weight: of normalized_shape, or after a leading N with one entry per sample; None is one.
+        bias: shaped like weight; None is zero.
+        eps: added to the variance, in units of the input squared; not negative.
+        axis: the normalized axis or axes; None is the last ones, as many as normalized_shape has.
+            `axis=1` normalizes the channels of (N, C, H, W). With 0 among them samples are mixed.
+        mask, implementation: as in `group_norm`.
+
+    Returns, raises: as `group_norm`.
+    """
+    return _compute(
+        "layer", input, weight, bias, mask, axis, None, normalized_shape, eps, implementation
+    )
+
+
+def rms_norm(
+    input: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    axis: int | Sequence[int] | None = None,
+    mask: Tensor | None = None,
+    implementation: str | None = None,
+) -> Tensor:
+    """Divide by the root mean square over some axes (Zhang and Sennrich, arXiv:1910.07467).
+
+    y = weight * x / sqrt(mean(x**2) + eps), where an eps of None is, as in torch.nn,
+    torch.finfo of float64 for float64 and of float32 otherwise. The other
+    arguments, the result and the errors are those of `layer_norm`.
+    """
+    _check_tensor("input", input)
+    if eps is None:
+        eps = torch.finfo(torch.promote_types(input.dtype, torch.float32)).eps
+    return _compute(
+        "rms", input, weight, None, mask, axis, None, normalized_shape, eps, implementation
+    )
+
+
+def filter_response_norm(
+    input: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float | Tensor = 1e-6,
+    *,
+    axis: int | Sequence[int] | None = None,
+    mask: Tensor | None = None,
+    implementation: str | None = None,
+) -> Tensor:
+    """Divide each channel of each sample by its root mean square (arXiv:1911.09737).
+
+    After Singh and Krishnan, 2019: y = weight * x / sqrt(mean(x**2) + eps) + bias.
+
+    Args:
+        input: float tensor (N, C, ...), rank 2 or more.
+        weight: (C,), or (N, C) with one row per sample; None is one.
+        bias: shaped like weight; None is zero.
+        eps: added to the mean square; a tensor of one number where it is learned.
+        axis: the axes over which the mean is taken: all but the batch axis and the channel axis;
+            None is all from 2 on, so that the channels are axis 1. (1, 2) for (N, H, W, C).
+        mask, implementation: as in `group_norm`.
+
+    Returns, raises: as `group_norm`.
+    """
+    axis = tuple(range(2, input.ndim)) if axis is None else axis
+    learned = eps if isinstance(eps, Tensor) else None
+    number = 0.0 if isinstance(eps, Tensor) else eps
+    return _compute(
+        "frn", input, weight, bias, mask, axis, None, None, number, implementation, learned
+    )
+
+
+def tlu(input: Tensor, tau: Tensor, alpha: Tensor | None = None, *, axis: int = 1) -> Tensor:
+    """Thresholded linear unit, max(x, tau), with a tau for each channel (arXiv:1911.09737).
+
+    After Singh and Krishnan, 2019. With alpha the threshold is alpha * x + tau.
+
+    Args:
+        input: float tensor (N, C, ...).
+        tau, alpha: (C,).
+        axis: the channel axis.
+
+    Returns:
+        A tensor of the input's shape and dtype, computed in float32 at least. Where the input
+        equals its threshold the gradient is that of the input.
+
+    Raises:
+        ValueError: tau or alpha has not the size of the channel axis.
+    """
+    _check_tensor("input", input)
+    (channel,) = canonical_axes(axis, input.ndim)
+    sizes = [size if one == channel else 1 for one, size in enumerate(input.shape)]
+    for name, one in (("tau", tau), ("alpha", alpha)):
+        if one is not None and tuple(one.shape) != (input.shape[channel],):
+            raise ValueError(
+                f"{name} has the shape {tuple(one.shape)}, but input of shape "
+                f"{tuple(input.shape)} with channels in axis {channel} needs "
+                f"{(input.shape[channel],)}."
+            )
+    compute = torch.promote_types(input.dtype, torch.float32)
+    x = input.to(compute)
+    threshold = tau.to(compute).reshape(sizes)
+    if alpha is not None:
+        threshold = threshold + alpha.to(compute).reshape(sizes) * x
+    # Not maximum, which shares the gradient where both are equal. NaN stays NaN.
+    return torch.where((x >= threshold) | torch.isnan(x), x, threshold).to(input.dtype)
+
+
+def _compute(
+    name: str,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    axis: int | Sequence[int] | None,
+    groups: int | None,
+    normalized_shape: int | Sequence[int] | None,
+    eps: float,
+    implementation: str | None,
+    learned_eps: Tensor | None = None,
+) -> Tensor:
+    """Check the tensors, prepare the call, and compute it."""
+    _check_tensor("input", input)
+    if weight is not None:
+        _check_tensor("weight", weight)
+    if bias is not None:
+        _check_tensor("bias", bias)
+    if mask is not None:
+        _check_tensor("mask", mask)
+        if mask.ndim == input.ndim and mask.shape != input.shape:
+            mask = _broadcast(mask, input)
+    call = _prepare(
+        name,
+        input.shape,
+        None if weight is None else weight.shape,
+        None if bias is None else bias.shape,
+        None if mask is None else mask.shape,
+        axis if axis is None or isinstance(axis, int) else tuple(axis),
+        groups,
+        normalized_shape if normalized_shape is None or isinstance(normalized_shape, int)
+        else tuple(normalized_shape),
+        eps,
+    )  # fmt: skip
+    return engine.normalize(FRONT, implementation, call, input, weight, bias, mask, learned_eps)
+
+
+@remembered
+def _prepare(
+    name: str,
+    shape: tuple[int, ...],
+    weight: tuple[int, ...] | None,
+    bias: tuple[int, ...] | None,
+    mask: tuple[int, ...] | None,
+    axis: int | tuple[int, ...] | None,
+    groups: int | None,
+    normalized_shape: int | tuple[int, ...] | None,
+    eps: float,
+) -> Call:
+    """Check what is no tensor, and the shapes of what is."""
+    kind = KINDS[name]
+    eps = arguments.check_epsilon(eps, "eps")
+    if kind.groups:
+        groups = arguments.check_group_count(groups, "num_groups")
+    if kind.axis_is == "channels":
+        (channel,) = canonical_axes(arguments.check_single_axis(axis), len(shape))
+        if groups is not None:
+            check_groups(groups, shape[channel], channel, "num_groups")
+    if normalized_shape is not None:
+        sizes = (normalized_shape,) if isinstance(normalized_shape, int) else normalized_shape
+        if axis is None:
+            axis = tuple(range(-len(sizes), 0))
+        _check_sizes(shape, axis, sizes)
+    assert axis is not None
+    return arguments.prepare(kind, shape, weight, bias, mask, axis, groups, eps, ("weight", "bias"))
+
+
+def _check_sizes(
+    shape: tuple[int, ...], axis: int | tuple[int, ...], sizes: tuple[int, ...]
+) -> None:
+    """Raise ValueError unless the axes of this shape have these sizes."""
+    axes = canonical_axes(axis, len(shape))
+    found = tuple(shape[one] for one in axes)
+    if found != sizes:
+        raise ValueError(
+            f"normalized_shape={sizes} are not the sizes {found} of axes {list(axes)} of an input "
+            f"of shape {tuple(shape)}; give the sizes of the normalized axes in ascending order."
+        )
+
+
+def _check_tensor(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        if arguments.is_array(value):
+            arguments.refuse_array(
+                name, value, "torch", "truenorm.torch computes with torch",
+                f"torch.as_tensor({name})",
+            )  # fmt: skip
+        raise TypeError(f"{name} must be a torch.Tensor; got {type(value).__name__}.")
+    if (value.dtype is not torch.bool) if name == "mask" else (not value.is_floating_point()):
+        arguments.check_dtype(name, arrays.dtype(value))
+
+
+def _broadcast(mask: Tensor, input: Tensor) -> Tensor:
+    try:
+        return mask.expand(input.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"mask has the shape {tuple(mask.shape)}, which does not broadcast to the input's, "
+            f"{tuple(input.shape)}."
+        ) from None
