@@ -1,19 +1,23 @@
-"""The cases that every implementation is held to, shared by the tests and the benchmarks."""
+"""The cases that every engine and every front is held to, shared by the tests and the benchmarks.
+
+`Case.call` computes one with Keras; the tests of the other fronts call their own functions with its
+`partition`.
+"""
 
 import dataclasses
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from truenorm import ops
 from truenorm.core.kinds import KINDS, Kind
 from truenorm.core.view import View
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One call of a function of `truenorm.ops`."""
+    """One call of a normalization, with the options that `truenorm.ops` takes."""
 
     name: str
     function: str
@@ -36,9 +40,13 @@ class Case:
 
     @property
     def view(self) -> View:
+        return self.kind.view(self.shape, **self.partition)
+
+    @property
+    def partition(self) -> dict[str, Any]:
+        """The axis, and of group normalization the number of groups."""
         defaults = {"filter_response": {"axis": (1, 2)}, "group": {"groups": 32}}
-        options = {"axis": -1, **defaults.get(self.function, {}), **self.options}
-        return self.kind.view(self.shape, **options)
+        return {"axis": -1, **defaults.get(self.function, {}), **self.options}
 
     @property
     def parameter_shape(self) -> tuple[int, ...]:
@@ -47,6 +55,7 @@ class Case:
 
     def call(self, x: Any, gamma: Any, beta: Any, mask: Any = None, **more: Any) -> Any:
         """Compute the case with `truenorm.ops`; RMS normalization takes no beta."""
+        ops = importlib.import_module("truenorm.ops")  # where Keras is there
         function = getattr(ops, f"{self.function}_normalization")
         parameters = (gamma, beta) if self.has_beta else (gamma,)
         return function(x, *parameters, epsilon=EPSILON, mask=mask, **self.options, **more)

@@ -1,10 +1,15 @@
 """What every test shares: the backend in the header, and seeded random numbers."""
 
+import importlib.util
+import os
+import pathlib
 import signal
 
-import keras
 import numpy as np
 import pytest
+
+# The fronts for PyTorch, JAX and flax are tested where Keras is not installed, too.
+KERAS = importlib.util.find_spec("keras") is not None
 
 # A shell lets what it runs in the background ignore Ctrl-C, which some tests send.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -44,12 +49,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_report_header() -> str:
+    if not KERAS:
+        return "Keras is not installed"
+    import keras
+
     return f"keras {keras.__version__}, backend: {keras.backend.backend()}"
+
+
+def pytest_ignore_collect(collection_path: pathlib.Path) -> bool | None:
+    """Where Keras is there, a front is tested once, beside the backend of its framework."""
+    folder = collection_path.relative_to(pathlib.Path(__file__).parent).parts[:2]
+    if KERAS and len(folder) == 2 and folder[0] == "fronts":
+        framework = {"flax": "jax"}.get(folder[1], folder[1])
+        return True if os.environ.get("KERAS_BACKEND") != framework else None
+    return None
 
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
-    keras.utils.set_random_seed(0)
+    if KERAS:
+        import keras
+
+        keras.utils.set_random_seed(0)
 
 
 @pytest.fixture

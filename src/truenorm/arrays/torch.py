@@ -76,9 +76,9 @@ def pad(t: Tensor, widths: Sequence[tuple[Any, Any]]) -> Tensor:
     return torch.nn.functional.pad(t, flat)
 
 
-def sum(t: Tensor, axis: int, keepdims: bool = False) -> Tensor:
-    """The sum over one axis."""
-    return t.sum(axis, keepdim=keepdims)
+def sum(t: Tensor, axis: int | None = None, keepdims: bool = False) -> Tensor:
+    """The sum over one axis, or over all."""
+    return t.sum() if axis is None else t.sum(axis, keepdim=keepdims)
 
 
 def where(condition: Tensor, one: Any, other: Any) -> Tensor:

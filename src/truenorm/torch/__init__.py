@@ -14,6 +14,7 @@ from truenorm.torch.modules import (
     LayerNorm,
     RMSNorm,
 )
+from truenorm.torch.replace import Replacement, Report, replace
 
 __all__ = [
     "TLU",
@@ -24,5 +25,8 @@ __all__ = [
     "InstanceNorm3d",
     "LayerNorm",
     "RMSNorm",
+    "Replacement",
+    "Report",
     "functional",
+    "replace",
 ]

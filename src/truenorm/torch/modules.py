@@ -1,9 +1,9 @@
 """The normalizations as modules: torch.nn's, computed by truenorm, with a few arguments more.
 
 Each is a subclass of the module of its name in torch.nn: its constructor, parameters, state_dict
-and repr are that one's, and code that looks for `torch.nn.LayerNorm` finds it. `axis` says which axes
-are normalized, or where the channels are, and `forward` takes a `mask`. A size that is None is that
-of the first input: the parameters are uninitialized until then.
+and repr are that one's, and code that looks for `torch.nn.LayerNorm` finds it. `axis` says which
+axes are normalized, or where the channels are, and `forward` takes a `mask`. A size that is None
+is that of the first input: the parameters are uninitialized until then.
 """
 
 from collections.abc import Sequence
