@@ -134,8 +134,8 @@ def _check_parameter(name: str, view: View, shape: Shape, given: Shape) -> int:
     allowed = [shared, (shape[0], *shared)] if view.has_samples else [shared]
     if not any(len(given) == len(one) and _fits(given, one) for one in allowed):
         raise ValueError(
-            f"{name} has the shape {brief(given)}, but x of shape {brief(shape)} with "
-            f"parameters over axes {brief(list(view.parameter_axes))} needs {brief(shared)}"
+            f"{name} has the shape {brief(tuple(given))}, but x of shape "
+            f"{brief(tuple(shape))} with parameters over axes {brief(list(view.parameter_axes))} needs {brief(shared)}"
             + (f", or {brief(allowed[1])} for one per sample." if view.has_samples else ".")
         )
     return len(given)
@@ -146,6 +146,6 @@ def _check_mask(mask: Shape | None, shape: Shape) -> None:
         not 1 <= len(mask) <= len(shape) or not _fits(mask, shape[: len(mask)])
     ):
         raise ValueError(
-            f"mask has the shape {brief(mask)}, which is not the beginning of x's shape "
-            f"{brief(shape)}; expected {shape[:1]}, {shape[:2]} or longer."
+            f"mask has the shape {brief(tuple(mask))}, which is not the beginning of x's shape "
+            f"{brief(tuple(shape))}; expected {tuple(shape[:1])}, {tuple(shape[:2])} or longer."
         )
