@@ -135,7 +135,8 @@ def _check_parameter(name: str, view: View, shape: Shape, given: Shape) -> int:
     if not any(len(given) == len(one) and _fits(given, one) for one in allowed):
         raise ValueError(
             f"{name} has the shape {brief(tuple(given))}, but x of shape "
-            f"{brief(tuple(shape))} with parameters over axes {brief(list(view.parameter_axes))} needs {brief(shared)}"
+            f"{brief(tuple(shape))} with parameters over axes "
+            f"{brief(list(view.parameter_axes))} needs {brief(shared)}"
             + (f", or {brief(allowed[1])} for one per sample." if view.has_samples else ".")
         )
     return len(given)

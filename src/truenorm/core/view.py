@@ -211,11 +211,11 @@ def _divisors(number: int, near: int, most: int = 12) -> list[int]:
     return found[begin : begin + most]
 
 
-def group_view(rank: int, axis: int, groups: int) -> View:
+def group_view(rank: int, axis: int, groups: int, reduced: Sequence[int] | None = None) -> View:
     """View of group normalization: each sample's channels in groups, all other axes reduced.
 
     `axis` is a canonical channel axis; `groups=-1` is instance normalization. Where the channels
-    are axis 0, the input is one sample.
+    are axis 0, the input is one sample. `reduced` are other axes than all but axis 0.
     """
     factors = []
     for current in range(rank):
@@ -223,7 +223,7 @@ def group_view(rank: int, axis: int, groups: int) -> View:
             factors.append(Factor(current, False, "group"))
             factors.append(Factor(current, True, "within"))
         else:
-            factors.append(Factor(current, current != 0))
+            factors.append(Factor(current, current != 0 if reduced is None else current in reduced))
     return View(rank, _runs(factors), (axis,), groups)
 
 

@@ -1,0 +1,119 @@
+"""truenorm for flax: the normalizations as modules of flax.nnx.
+
+Each is a subclass of the module of its name in flax.nnx: its constructor, its parameters `scale`
+and `bias`, and its state are that one's. The variance is always that of x less its mean, whatever
+`use_fast_variance` says, and a group that the mask hides whole yields bias, where flax' is NaN.
+`dtype` and `promote_dtype` decide the result's dtype as in flax; only the result is rounded to it.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from truenorm.core import arguments, engine
+from truenorm.core.call import Call
+from truenorm.core.view import View, axes_view, canonical_axes, check_groups, group_view
+from truenorm.jax import FRONT
+
+__all__ = ["GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"]
+
+
+class GroupNorm(nnx.GroupNorm):
+    """Group normalization (Wu and He, 2018, arXiv:1803.08494), as `flax.nnx.GroupNorm`.
+
+    The channels are the last axis. Called with x (N, ..., C) and a boolean mask that broadcasts to
+    it; elements where it is False stay out of the statistics.
+    """
+
+    def __call__(self, x: Any, *, mask: Any = None) -> jax.Array:
+        """The normalized x, of its shape."""
+        rank = jnp.ndim(x)
+        axes = range(1, rank) if self.reduction_axes is None else self.reduction_axes
+        reduced = canonical_axes(tuple(axes), rank)
+        if rank - 1 not in reduced:
+            raise ValueError(
+                f"reduction_axes={self.reduction_axes} must name the last axis, the channels."
+            )
+        check_groups(self.num_groups, x.shape[-1], rank - 1, "num_groups")
+        view = group_view(rank, rank - 1, self.num_groups, reduced)
+        return _normalized(self, x, view, mask)
+
+
+class InstanceNorm(nnx.InstanceNorm):
+    """Instance normalization (Ulyanov et al., 2016, arXiv:1607.08022), as `flax.nnx.InstanceNorm`.
+
+    The statistics run over all axes but the first and `feature_axes`. The call is `GroupNorm`'s.
+    """
+
+    def __call__(self, x: Any, *, mask: Any = None) -> jax.Array:
+        """The normalized x, of its shape."""
+        rank = jnp.ndim(x)
+        features = canonical_axes(_tuple(self.feature_axes), rank, first=1)
+        reduced = [one for one in range(1, rank) if one not in features]
+        return _normalized(self, x, axes_view(rank, reduced, features), mask)
+
+
+class LayerNorm(nnx.LayerNorm):
+    """Layer normalization (Ba, Kiros and Hinton, 2016, arXiv:1607.06450), as `flax.nnx.LayerNorm`.
+
+    The statistics run over `reduction_axes`, and scale and bias vary over `feature_axes`. The call
+    is `GroupNorm`'s.
+    """
+
+    def __call__(self, x: Any, *, mask: Any = None) -> jax.Array:
+        """The normalized x, of its shape."""
+        return _normalized(self, x, _view(self, jnp.ndim(x)), mask)
+
+
+class RMSNorm(nnx.RMSNorm):
+    """RMS normalization (Zhang and Sennrich, 2019, arXiv:1910.07467), as `flax.nnx.RMSNorm`.
+
+    The statistics run over `reduction_axes`, and scale varies over `feature_axes`. The call is
+    `GroupNorm`'s.
+    """
+
+    def __call__(self, x: Any, mask: Any = None) -> jax.Array:
+        """The normalized x, of its shape."""
+        return _normalized(self, x, _view(self, jnp.ndim(x)), mask, centered=False)
+
+
+def _tuple(axes: Any) -> tuple[int, ...]:
+    return (axes,) if isinstance(axes, int) else tuple(axes)
+
+
+def _view(module: Any, rank: int) -> View:
+    """The view of reduction_axes and feature_axes, each one axis or several."""
+    reduced = canonical_axes(_tuple(module.reduction_axes), rank)
+    return axes_view(rank, reduced, canonical_axes(_tuple(module.feature_axes), rank))
+
+
+def _normalized(module: Any, x: Any, view: View, mask: Any, centered: bool = True) -> jax.Array:
+    """The module's result: computed from x as it comes, then rounded to the module's dtype."""
+    if module.axis_name is not None:
+        raise NotImplementedError(
+            f"axis_name={module.axis_name!r}: truenorm takes no statistics over devices here; in a "
+            "sharded jit they are global without it, and elsewhere use flax' module."
+        )
+    if not isinstance(x, jax.Array):
+        x = jnp.asarray(x)
+    scale = module.scale[...] if module.scale else None
+    bias = module.bias[...] if getattr(module, "bias", None) else None
+    learned = (scale,) if isinstance(module, nnx.RMSNorm) else (scale, bias)
+    dtype = module.promote_dtype((x, *learned), dtype=module.dtype)[0].dtype
+    x = x.astype(jnp.promote_types(x.dtype, dtype))
+    shape = view.parameter_shape(x.shape)
+    for name, one in (("scale", scale), ("bias", bias)):
+        if one is not None and one.size != math.prod(shape):
+            raise ValueError(
+                f"{name} has {one.size} elements, but x of shape {x.shape} with features in axes "
+                f"{list(view.parameter_axes)} needs {shape}."
+            )
+    scale, bias = (None if one is None else one.reshape(shape) for one in (scale, bias))
+    if mask is not None:
+        mask = jnp.broadcast_to(mask, x.shape)
+        arguments.check_dtype("mask", mask.dtype.name)
+    call = Call(view, centered, arguments.check_epsilon(module.epsilon))
+    return engine.normalize(FRONT, None, call, x, scale, bias, mask).astype(dtype)

@@ -1,0 +1,260 @@
+"""truenorm for JAX: the normalizations as pure functions of arrays.
+
+Each computes
+
+    y = scale * (x - mean) / sqrt(variance + epsilon) + bias
+
+with statistics over the part of x that `core/kinds.py` says, under jit, grad, vmap, scan, shard_map
+and their kin. It needs jax and NumPy, and no Keras; `truenorm.flax` has modules of flax.nnx.
+"""
+
+import numbers
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from truenorm import native
+from truenorm.arrays import jax as arrays
+from truenorm.core import arguments, engine
+from truenorm.core.kinds import KINDS
+from truenorm.core.plain import Plain
+from truenorm.core.view import canonical_axes, check_groups
+
+__all__ = [
+    "filter_response_norm",
+    "group_norm",
+    "instance_norm",
+    "layer_norm",
+    "rms_norm",
+    "tlu",
+]
+
+Array: TypeAlias = jax.Array
+
+FRONT = engine.Front(arrays, (native.engine("jax"), Plain(arrays)))
+
+
+def group_norm(
+    x: Array,
+    scale: Array | None = None,
+    bias: Array | None = None,
+    *,
+    num_groups: int = 32,
+    axis: int = -1,
+    epsilon: float = 1e-6,
+    mask: Array | None = None,
+    implementation: str | None = None,
+) -> Array:
+    """Normalize each sample's channels in groups (Wu and He, 2018, arXiv:1803.08494).
+
+    Args:
+        x: float array (N, ..., C).
+        scale: (C,), or (N, C) with one row per sample; None is one.
+        bias: shaped like scale; None is zero.
+        num_groups: a divisor of C, or -1 for one group per channel.
+        axis: the channel axis: 1 for (N, C, H, W). With 0, or rank 1, x is one sample.
+        epsilon: added to the variance, in units of x squared; not negative.
+        mask: boolean. Its shape is the beginning of x's, (N,), (N, T), ..., or has x's rank and
+            broadcasts to it. Elements where it is False stay out of the statistics, but are
+            normalized with them.
+        implementation: None, "plain" or "native"; see `truenorm.use_implementation`.
+
+    Returns:
+        An array of x's shape and dtype. Statistics and math are in float64 for float64 and in
+        float32 otherwise. A group with one element, or with none that the mask leaves, yields
+        bias.
+
+    Raises:
+        ValueError: a shape, axis, number of groups, epsilon or name does not fit, or float64 was
+            passed while JAX computes in 32 bits.
+        TypeError: x is not floating or of another framework, the mask not boolean, or axis or
+            num_groups not an integer.
+        NotImplementedError: the named implementation does not support the call.
+    """
+    num_groups = arguments.check_group_count(num_groups, "num_groups")
+    axis = arguments.check_single_axis(axis)
+    return _compute("group", x, scale, bias, mask, axis, num_groups, epsilon, implementation)
+
+
+def instance_norm(
+    x: Array,
+    scale: Array | None = None,
+    bias: Array | None = None,
+    *,
+    axis: int = -1,
+    epsilon: float = 1e-6,
+    mask: Array | None = None,
+    implementation: str | None = None,
+) -> Array:
+    """Normalize each channel of each sample by itself (Ulyanov et al., 2016, arXiv:1607.08022).
+
+    This is `group_norm` with one group per channel, and takes its other arguments.
+    """
+    axis = arguments.check_single_axis(axis)
+    return _compute("instance", x, scale, bias, mask, axis, None, epsilon, implementation)
+
+
+def layer_norm(
+    x: Array,
+    scale: Array | None = None,
+    bias: Array | None = None,
+    *,
+    axis: int | Sequence[int] = -1,
+    epsilon: float = 1e-6,
+    mask: Array | None = None,
+    implementation: str | None = None,
+) -> Array:
+    """Normalize over some axes, at each place of the others (Ba et al., 2016, arXiv:1607.06450).
+
+    Args:
+        x: float array of rank 1 or more.
+        scale: of the sizes of the normalized axes in ascending order, or that shape after a
+            leading N with one entry per sample; None is one.
+        bias: shaped like scale; None is zero.
+        axis: the normalized axis, or a sequence of them. With 0 among them samples are mixed.
+        epsilon: added to the variance, in units of x squared; not negative.
+        mask, implementation: as in `group_norm`.
+
+    Returns, raises: as `group_norm`.
+    """
+    return _compute("layer", x, scale, bias, mask, axis, None, epsilon, implementation)
+
+
+def rms_norm(
+    x: Array,
+    scale: Array | None = None,
+    *,
+    axis: int | Sequence[int] = -1,
+    epsilon: float = 1e-6,
+    mask: Array | None = None,
+    implementation: str | None = None,
+) -> Array:
+    """Divide by the root mean square over some axes (Zhang and Sennrich, arXiv:1910.07467).
+
+    y = scale * x / sqrt(mean(x**2) + epsilon). The arguments, the result and the errors are those
+    of `layer_norm`, without bias.
+    """
+    return _compute("rms", x, scale, None, mask, axis, None, epsilon, implementation)
+
+
+def filter_response_norm(
+    x: Array,
+    scale: Array | None = None,
+    bias: Array | None = None,
+    *,
+    axis: int | Sequence[int] | None = None,
+    epsilon: float | Array = 1e-6,
+    mask: Array | None = None,
+    implementation: str | None = None,
+) -> Array:
+    """Divide each channel of each sample by its root mean square (arXiv:1911.09737).
+
+    After Singh and Krishnan, 2019: y = scale * x / sqrt(mean(x**2) + epsilon) + bias.
+
+    Args:
+        x: float array (N, ..., C), rank 2 or more.
+        scale: (C,), or (N, C) with one row per sample; None is one.
+        bias: shaped like scale; None is zero.
+        axis: the axes over which the mean is taken: all but the batch axis and the channel axis;
+            None is all but the first and the last. (2, 3) for (N, C, H, W).
+        epsilon: added to the mean square; an array of one number where it is learned.
+        mask, implementation: as in `group_norm`.
+
+    Returns, raises: as `group_norm`.
+    """
+    axis = tuple(range(1, jnp.ndim(x) - 1)) if axis is None else axis
+    learned = None if isinstance(epsilon, numbers.Real) else jnp.asarray(epsilon)
+    number = epsilon if isinstance(epsilon, numbers.Real) else 0.0
+    return _compute("frn", x, scale, bias, mask, axis, None, number, implementation, learned)
+
+
+def tlu(x: Array, tau: Array, alpha: Array | None = None, *, axis: int = -1) -> Array:
+    """Thresholded linear unit, max(x, tau), with a tau for each channel (arXiv:1911.09737).
+
+    After Singh and Krishnan, 2019. With alpha the threshold is alpha * x + tau.
+
+    Args:
+        x: float array (N, ..., C).
+        tau, alpha: (C,).
+        axis: the channel axis.
+
+    Returns:
+        An array of x's shape and dtype, computed in float32 at least. Where x equals its threshold
+        the gradient is that of x.
+
+    Raises:
+        ValueError: tau or alpha has not the size of the channel axis.
+    """
+    x = _array("x", x)
+    (channel,) = canonical_axes(axis, x.ndim)
+    sizes = [size if one == channel else 1 for one, size in enumerate(x.shape)]
+    for name, one in (("tau", tau), ("alpha", alpha)):
+        if one is not None and jnp.shape(one) != (x.shape[channel],):
+            raise ValueError(
+                f"{name} has the shape {jnp.shape(one)}, but x of shape {x.shape} with channels in "
+                f"axis {channel} needs {(x.shape[channel],)}."
+            )
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    threshold = jnp.reshape(tau, sizes).astype(wide.dtype)
+    if alpha is not None:
+        threshold = threshold + jnp.reshape(alpha, sizes).astype(wide.dtype) * wide
+    # Not maximum, which shares the gradient where both are equal. NaN stays NaN.
+    above = (wide >= threshold) | jnp.isnan(wide)
+    return jnp.where(above, wide, threshold).astype(x.dtype)
+
+
+def _compute(
+    name: str,
+    x: Array,
+    scale: Array | None,
+    bias: Array | None,
+    mask: Array | None,
+    axis: int | Sequence[int],
+    groups: int | None,
+    epsilon: Any,
+    implementation: str | None,
+    learned: Array | None = None,
+) -> Array:
+    """Check the arguments, prepare the call, and compute it."""
+    kind = KINDS[name]
+    x = _array("x", x)
+    scale = None if scale is None else _array("scale", scale)
+    bias = None if bias is None else _array("bias", bias)
+    if mask is not None:
+        mask = _array("mask", mask)
+        if mask.ndim == x.ndim:
+            mask = _broadcast(mask, x)
+    epsilon = arguments.check_epsilon(epsilon)
+    if kind.groups and groups is not None:
+        (channel,) = canonical_axes(axis, x.ndim)
+        check_groups(groups, x.shape[channel], channel, "num_groups")
+    shapes = [None if one is None else one.shape for one in (scale, bias, mask)]
+    names = ("scale", "bias")
+    call = arguments.prepare(
+        kind, x.shape, shapes[0], shapes[1], shapes[2], axis, groups, epsilon, names
+    )
+    return engine.normalize(FRONT, implementation, call, x, scale, bias, mask, learned)
+
+
+def _array(name: str, value: Any) -> Array:
+    """JAX' array of a dtype that fits this argument."""
+    known = isinstance(value, (jax.Array, np.ndarray, np.generic, numbers.Number, list, tuple))
+    if not known and arguments.is_array(value) and not hasattr(value, "__jax_array__"):
+        why, fix = "truenorm.jax computes with jax", f"jax.numpy.asarray({name})"
+        arguments.refuse_array(name, value, "jax", why, fix)
+    array = value if isinstance(value, jax.Array) else jnp.asarray(value)
+    arguments.check_dtype(name, array.dtype.name)
+    arguments.check_float64(str(getattr(value, "dtype", "")), array.dtype.name)
+    return array
+
+
+def _broadcast(mask: Array, x: Array) -> Array:
+    try:
+        return jnp.broadcast_to(mask, x.shape)
+    except ValueError:
+        raise ValueError(
+            f"mask has the shape {mask.shape}, which does not broadcast to x's, {x.shape}."
+        ) from None
