@@ -10,7 +10,7 @@ import truenorm
 from truenorm import explain
 from truenorm.cli import commands as cli
 from truenorm.core.errors import InputError
-from truenorm.tools import bench as benchmark
+from truenorm.tools.bench import benchmark
 from truenorm.tools.writing import checked_path, write
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         SpectralNormalization,
         WeightNormalization,
     )
-    from truenorm.tools.compare import compare
+    from truenorm.tools.compare.comparison import compare
     from truenorm.tools.config import show_config
     from truenorm.tools.explain import explain
     from truenorm.tools.migrate import load_model, load_weights
@@ -60,7 +60,7 @@ __all__ = [
 
 # Where a name is defined, if not among the layers.
 _HOMES = {
-    "compare": "tools.compare",
+    "compare": "tools.compare.comparison",
     "explain": "tools.explain",
     "load_model": "tools.migrate",
     "load_weights": "tools.migrate",

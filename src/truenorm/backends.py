@@ -30,10 +30,10 @@ OLDEST_KERAS = (3, 10)
 
 def installed_backends() -> list[str]:
     """The backends whose package is there."""
-    return [name for name, package in PACKAGES.items() if _is_package(package)]
+    return [name for name, package in PACKAGES.items() if is_package(package)]
 
 
-def _is_package(name: str) -> bool:
+def is_package(name: str) -> bool:
     """Whether it can be imported; a mere folder of that name, which Python takes too, is none."""
     found = importlib.util.find_spec(name)
     return found is not None and found.origin is not None
@@ -165,7 +165,7 @@ class _KerasLoader(importlib.abc.Loader):
 
 
 def _check_keras() -> None:
-    if not _is_package("keras"):
+    if not is_package("keras"):
         raise ImportError(
             "Keras, which this part of truenorm needs, is not installed: pip install keras. "
             "truenorm.torch and truenorm.jax do without."

@@ -44,7 +44,7 @@ _TAKEN_AS_THEY_ARE = (importlib.import_module("torch").Tensor,) if _RUNNING == "
 # The calls of the others are compiled.
 _prepare: Any = arguments.prepare
 if _RUNNING == "torch":
-    _prepare = importlib.import_module("truenorm.native.remember").remembered(_prepare)
+    _prepare = importlib.import_module("truenorm.native.torch_cache").remembered(_prepare)
 
 # What is no array of another framework, though it may have an array's methods.
 _TAKEN = (numbers.Number, np.ndarray, np.generic, keras.Variable, keras.KerasTensor)

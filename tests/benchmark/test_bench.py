@@ -10,11 +10,11 @@ import pytest
 
 from truenorm.cli.commands import main
 from truenorm.core.errors import InputError
-from truenorm.tools import bench as benchmark
 from truenorm.tools.allocator import SETTINGS, kept_pages, page_faults
-from truenorm.tools.bench import bench
+from truenorm.tools.bench import benchmark
+from truenorm.tools.bench.benchmark import bench
 from truenorm.tools.bench.candidates import FUNCTION, PLAIN, TRUENORM, YARDSTICK, candidates, inputs
-from truenorm.tools.bench.cases import DTYPES, KINDS, LAYOUTS, SIZES, Case, choose_cases
+from truenorm.tools.bench.cases import DTYPES, LAYOUTS, SIZES, Case, choose_cases, known_norms
 from truenorm.tools.bench.measure import measure
 from truenorm.tools.bench.results import Results, Row
 
@@ -34,7 +34,7 @@ def arrays(result):
 
 @needs_training
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", known_norms())
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("trained", [False, True])
 def test_every_candidate_computes_the_same(kind, layout, trained):
@@ -56,7 +56,11 @@ def test_every_candidate_computes_the_same(kind, layout, trained):
 
 def test_the_cases():
     cases = choose_cases()
-    assert len(cases) == len(set(cases)) == len(KINDS) * len(LAYOUTS) * len(SIZES) * len(DTYPES)
+    assert (
+        len(cases)
+        == len(set(cases))
+        == len(known_norms()) * len(LAYOUTS) * len(SIZES) * len(DTYPES)
+    )
     for case in cases:
         channels = case.shape[case.axis]
         assert channels % (case.groups or channels) == 0
@@ -203,7 +207,7 @@ def test_the_command(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--norms", "group,batsch"], "'batsch'; expected a comma list of group, instance"),
+        (["--norms", "group,batsch"], "'batsch'; expected a comma list of layer, instance"),
         (["--sizes", ""], "expected a comma list of large, medium, small"),
         (["--rounds", "2"], "3 or more"),
         (["--rounds", "many"], "3 or more"),

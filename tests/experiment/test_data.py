@@ -11,8 +11,8 @@ from tiny import arrays
 
 from truenorm.cli.commands import main
 from truenorm.core.errors import InputError
-from truenorm.tools.compare import DEFAULTS, data
-from truenorm.tools.compare.settings import read
+from truenorm.tools.compare import data
+from truenorm.tools.compare.settings import DEFAULTS, read
 
 
 def load(**changed):

@@ -3,10 +3,9 @@ import io
 import pytest
 from rich.console import Console
 
-from truenorm.tools.compare import DEFAULTS
 from truenorm.tools.compare.progress import Lines, Live, Progress, choose
 from truenorm.tools.compare.runs import Run
-from truenorm.tools.compare.settings import read
+from truenorm.tools.compare.settings import DEFAULTS, read
 
 SETTINGS = read(**{**DEFAULTS, "norms": "none,instance,group:groups=2", "batch_sizes": "2,8",
                    "seeds": 2, "epochs": 4})  # fmt: skip

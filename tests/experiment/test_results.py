@@ -3,10 +3,9 @@ import json
 
 import pytest
 
-from truenorm.tools.compare import DEFAULTS
 from truenorm.tools.compare.results import Results
 from truenorm.tools.compare.runs import Run
-from truenorm.tools.compare.settings import read
+from truenorm.tools.compare.settings import DEFAULTS, read
 
 
 def results(accuracies, times=None, epochs=10, not_applicable=None, **changed):

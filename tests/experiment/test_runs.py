@@ -6,10 +6,10 @@ import pytest
 from tiny import arrays
 
 from truenorm.core.errors import InputError
-from truenorm.tools.compare import DEFAULTS, runs
+from truenorm.tools.compare import runs
 from truenorm.tools.compare.data import Data
 from truenorm.tools.compare.progress import Progress
-from truenorm.tools.compare.settings import MODELS, read
+from truenorm.tools.compare.settings import DEFAULTS, MODELS, read
 
 DATA = Data(
     *(a.astype("float32") / 255 if a.ndim == 3 else a.astype("int32") for a in arrays().values()),

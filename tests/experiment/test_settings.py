@@ -1,8 +1,7 @@
 import pytest
 
 from truenorm.core.errors import InputError
-from truenorm.tools.compare import DEFAULTS
-from truenorm.tools.compare.settings import read, read_norms
+from truenorm.tools.compare.settings import DEFAULTS, read, read_norms
 
 
 def settings(**changed):

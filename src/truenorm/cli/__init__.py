@@ -8,7 +8,7 @@ import os
 import sys
 
 from truenorm import __version__
-from truenorm.backends import choose_backend, prepare_keras
+from truenorm.backends import choose_backend, is_package, prepare_keras
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -24,12 +24,14 @@ def main(arguments: list[str] | None = None) -> int:
     # Only --backend is read here; the real parser, with the help texts, is in commands.py.
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     peek.add_argument("--backend", nargs="?")
-    try:
-        os.environ["KERAS_BACKEND"] = choose_backend(peek.parse_known_args(arguments)[0].backend)
-        prepare_keras()
-    except (LookupError, ImportError) as error:
-        print(f"truenorm: {error}", file=sys.stderr)
-        return 2
+    backend = peek.parse_known_args(arguments)[0].backend
+    if is_package("keras") or arguments[:1] in (["bench"], ["compare"], ["migrate"]):
+        try:
+            os.environ["KERAS_BACKEND"] = choose_backend(backend)
+            prepare_keras()
+        except (LookupError, ImportError) as error:
+            print(f"truenorm: {error}", file=sys.stderr)
+            return 2
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up chatter
     from truenorm.cli.commands import main as command_line
 

@@ -1,7 +1,8 @@
 """The command line: `truenorm compare | explain | bench | migrate | migrate-code | config`.
 
 Each command is a parser beside the function that runs it. The plotting, progress and data
-libraries that a command needs are imported when it runs, never at the top of this file.
+libraries that a command needs, and Keras, are imported when it runs, never at the top of this
+file.
 """
 
 import argparse
@@ -9,7 +10,10 @@ import sys
 from collections.abc import Sequence
 
 from truenorm.core.errors import InputError
+from truenorm.core.kinds import KINDS
 from truenorm.tools import migrate_code
+from truenorm.tools.bench import cases
+from truenorm.tools.compare import settings
 
 
 def add_explain(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -17,7 +21,7 @@ def add_explain(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser = commands.add_parser("explain", help="which elements share a mean, in words or drawn")
     parser.add_argument(
         "name",
-        help="batch, layer, instance, group, rms, frn, weight, or all: the first four side by side",
+        help=f"{', '.join(KINDS)}, weight, or all: the first four side by side",
     )
     parser.add_argument(
         "--shape",
@@ -56,8 +60,6 @@ def run_explain(options: argparse.Namespace) -> int:
 
 def add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the parser of `truenorm compare`."""
-    from truenorm.tools.compare import DEFAULTS
-
     parser = commands.add_parser(
         "compare",
         help="train a model once per normalization and report",
@@ -67,7 +69,7 @@ def add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
     parser.add_argument(
         "--norms",
-        help="a comma list of none, batch, layer, instance, group and rms, with options after "
+        help=f"a comma list of {', '.join(settings.known_norms())}, with options after "
         "colons: group:groups=5:epsilon=1e-5; several axes as layer:axis=1+2+3",
     )
     parser.add_argument(
@@ -92,14 +94,14 @@ def add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         default="truenorm-compare",
     )
     parser.add_argument("--backend", help="tensorflow, jax or torch; None: as Keras is configured")
-    parser.set_defaults(run=run_compare, **DEFAULTS)
+    parser.set_defaults(run=run_compare, **settings.DEFAULTS)
 
 
 def run_compare(options: argparse.Namespace) -> int:
     """Run the comparison and print its table; Ctrl-C keeps what is finished."""
-    from truenorm.tools.compare import DEFAULTS, compare
+    from truenorm.tools.compare.comparison import compare
 
-    chosen = {name: getattr(options, name) for name in DEFAULTS}
+    chosen = {name: getattr(options, name) for name in settings.DEFAULTS}
     try:
         print(f"\n{compare(**chosen, out=options.out, backend=options.backend)}")
     except KeyboardInterrupt:
@@ -113,8 +115,6 @@ def run_compare(options: argparse.Namespace) -> int:
 
 def add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the parser of `truenorm bench`."""
-    from truenorm.tools.bench import DEFAULTS
-
     parser = commands.add_parser(
         "bench",
         help="how fast the layers are on this machine, beside Keras and the framework",
@@ -122,7 +122,7 @@ def add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         "framework's own normalization, and an elementwise a * 1.01.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--norms", help="a comma list of normalizations")
+    parser.add_argument("--norms", help=f"a comma list of {', '.join(cases.known_norms())}")
     parser.add_argument("--layouts", help="where the channels are")
     parser.add_argument("--sizes", help="of the tensors")
     parser.add_argument("--dtypes", help="of the tensors")
@@ -130,14 +130,14 @@ def add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     parser.add_argument("--out", metavar="DIR", help="folder for bench-BACKEND.json and .png")
     parser.add_argument("--force", action="store_true", help="overwrite those files")
     parser.add_argument("--backend", help="tensorflow, jax or torch; None: as Keras is configured")
-    parser.set_defaults(run=run_bench, **DEFAULTS)
+    parser.set_defaults(run=run_bench, **cases.DEFAULTS)
 
 
 def run_bench(options: argparse.Namespace) -> int:
     """Time the cases and print the table."""
-    from truenorm.tools.bench import DEFAULTS, bench
+    from truenorm.tools.bench.benchmark import bench
 
-    chosen = {name: getattr(options, name) for name in DEFAULTS}
+    chosen = {name: getattr(options, name) for name in cases.DEFAULTS}
     try:
         bench(**chosen, out=options.out, force=options.force, show=print)
     except KeyboardInterrupt:
@@ -197,7 +197,8 @@ def run_config(options: argparse.Namespace) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; wrong input is one sentence on stderr and exit code 2."""
     parser = argparse.ArgumentParser(
-        prog="truenorm", description="Normalization layers for Keras 3: what goes with them."
+        prog="truenorm",
+        description="Normalizations for PyTorch, JAX and Keras 3: what goes with them.",
     )
     # `main` of the package answers it, of every command, before anything is imported.
     parser.add_argument("--version", action="store_true", help="print the version and exit")

@@ -35,6 +35,8 @@ def check_group_count(groups: Any, name: str = "groups") -> int:
     `name` is what the front calls the argument, here and below.
     """
     try:
+        if isinstance(groups, bool):
+            raise TypeError
         count = operator.index(groups)
     except TypeError:
         raise TypeError(f"{name}={brief(groups)} must be an integer.") from None

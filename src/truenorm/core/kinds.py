@@ -36,9 +36,11 @@ class Kind:
             groups, and the first axis that may be named: 1 where axis 0 holds samples that no
             layer may mix, else 0.
         axis_is: what the argument `axis` names: "channels" or "statistics".
+        axis: its default; None is all axes but the first and the last.
         centered: whether the mean is subtracted; else the statistic is the root mean square.
         epsilon: each front's default; None is the dtype's own, the smallest x with 1 + x > 1.
         learned: ("gamma", "beta"), or those of the two that there are.
+        optional: whether a layer may do without them.
         groups: whether the number of groups is an argument.
         paper: authors, year and where to find it.
         sentence: what it does.
@@ -51,12 +53,18 @@ class Kind:
     flax: str | None
     partition: Callable[[Shape, Axis, int | None, int], View]
     axis_is: str
+    axis: int | None
     centered: bool
     epsilon: Mapping[str, float | None]
     learned: tuple[str, ...]
+    optional: bool
     groups: bool
     paper: str
     sentence: str
+
+    def default_axis(self, rank: int) -> Axis:
+        """The axis, or the axes, of an input of this rank where none is given."""
+        return list(range(1, rank - 1)) if self.axis is None else self.axis
 
     def view(self, shape: Shape, axis: Axis, groups: int | None = None, first: int = 0) -> View:
         """Which elements of an input of this shape share statistics; sizes may be None.
@@ -95,45 +103,58 @@ def _batch(shape: Shape, axis: Axis, groups: int | None, first: int) -> View:
     return axes_view(len(shape), others, channels)
 
 
+# Rows: name, title, classes; partition and axis; statistic and epsilon; what is learned; the paper.
 KINDS = {
     kind.name: kind
     for kind in (
         Kind(
             "batch", "Batch normalization", "BatchNormalization", "BatchNorm2d", "BatchNorm",
-            _batch, "channels", True, {"keras": 1e-3, "torch": 1e-5, "flax": 1e-5},
-            ("gamma", "beta"), False, "Ioffe and Szegedy, 2015, arXiv:1502.03167",
+            _batch, "channels", -1,
+            True, {"keras": 1e-3, "torch": 1e-5, "flax": 1e-5},
+            ("gamma", "beta"), True, False,
+            "Ioffe and Szegedy, 2015, arXiv:1502.03167",
             "Each channel over the samples of a batch.",
         ),
         Kind(
             "layer", "Layer normalization", "LayerNormalization", "LayerNorm", "LayerNorm",
-            _axes, "statistics", True, {"keras": 1e-3, "torch": 1e-5, "flax": 1e-6},
-            ("gamma", "beta"), False, "Ba, Kiros and Hinton, 2016, arXiv:1607.06450",
+            _axes, "statistics", -1,
+            True, {"keras": 1e-3, "torch": 1e-5, "flax": 1e-6},
+            ("gamma", "beta"), True, False,
+            "Ba, Kiros and Hinton, 2016, arXiv:1607.06450",
             "The given axes, separately at each place of the others.",
         ),
         Kind(
             "instance", "Instance normalization", "InstanceNormalization", "InstanceNorm2d",
             "InstanceNorm",
-            _channels, "channels", True, {"keras": 1e-3, "torch": 1e-5, "flax": 1e-6},
-            ("gamma", "beta"), False, "Ulyanov, Vedaldi and Lempitsky, 2016, arXiv:1607.08022",
+            _channels, "channels", -1,
+            True, {"keras": 1e-3, "torch": 1e-5, "flax": 1e-6},
+            ("gamma", "beta"), True, False,
+            "Ulyanov, Vedaldi and Lempitsky, 2016, arXiv:1607.08022",
             "Each channel of each sample.",
         ),
         Kind(
             "group", "Group normalization", "GroupNormalization", "GroupNorm", "GroupNorm",
-            _groups, "channels", True, {"keras": 1e-3, "torch": 1e-5, "flax": 1e-6},
-            ("gamma", "beta"), True, "Wu and He, 2018, arXiv:1803.08494",
+            _groups, "channels", -1,
+            True, {"keras": 1e-3, "torch": 1e-5, "flax": 1e-6},
+            ("gamma", "beta"), True, True,
+            "Wu and He, 2018, arXiv:1803.08494",
             "Each group of neighbouring channels of each sample.",
         ),
         Kind(
             "rms", "RMS normalization", "RMSNormalization", "RMSNorm", "RMSNorm",
-            _axes, "statistics", False, {"keras": 1e-6, "torch": None, "flax": 1e-6},
-            ("gamma",), False, "Zhang and Sennrich, 2019, arXiv:1910.07467",
+            _axes, "statistics", -1,
+            False, {"keras": 1e-6, "torch": None, "flax": 1e-6},
+            ("gamma",), True, False,
+            "Zhang and Sennrich, 2019, arXiv:1910.07467",
             "The given axes by their root mean square, separately at each place of the others.",
         ),
         Kind(
             "frn", "Filter response normalization", "FilterResponseNormalization",
             "FilterResponseNorm", None,
-            _all_but_channels, "statistics", False, {"keras": 1e-6, "torch": 1e-6},
-            ("gamma", "beta"), False, "Singh and Krishnan, 2019, arXiv:1911.09737",
+            _all_but_channels, "statistics", None,
+            False, {"keras": 1e-6, "torch": 1e-6},
+            ("gamma", "beta"), False, False,
+            "Singh and Krishnan, 2019, arXiv:1911.09737",
             "Each channel of each sample by its root mean square.",
         ),
     )

@@ -21,7 +21,7 @@ from truenorm.core.plain import Plain
 from truenorm.core.view import View
 from truenorm.native import library
 from truenorm.native.recipe import Recipe, recipe
-from truenorm.native.remember import remembered
+from truenorm.native.torch_cache import remembered
 
 name = "native"
 

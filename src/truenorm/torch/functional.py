@@ -21,7 +21,7 @@ from truenorm.core.call import Call
 from truenorm.core.kinds import KINDS
 from truenorm.core.plain import Plain
 from truenorm.core.view import canonical_axes, check_groups
-from truenorm.native.remember import remembered
+from truenorm.native.torch_cache import remembered
 
 __all__ = [
     "filter_response_norm",

@@ -5,6 +5,7 @@ also the gradients of x, gamma and beta, and returns when they are there. JAX an
 compiled (jit, tf.function), PyTorch eagerly: as Keras' fit does on a CPU.
 """
 
+import functools
 import importlib.util
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,8 @@ import keras
 from keras import backend
 
 import truenorm
+from truenorm.core.kinds import Kind
+from truenorm.layers.base import NormalizationLayer
 from truenorm.tools.bench.cases import Case
 
 Run = Callable[[Any, Any], Any]
@@ -31,17 +34,32 @@ def like(name: str, names: Any) -> str:
     return TRUENORM if alone else FUNCTION
 
 
+class OfKind(NormalizationLayer):
+    """The layer of a kind that has none of its own."""
+
+    def __init__(self, kind: Kind, groups: dict[str, int], axis: int, **options: Any) -> None:
+        super().__init__(scale="gamma" in kind.learned, center="beta" in kind.learned, **options)
+        self.kind, self.groups, self.axis = kind, groups, axis
+
+    def partition(self) -> dict[str, Any]:
+        """See the base class."""
+        return {"axis": self.axis, **self.groups}
+
+
 def layers(case: Case) -> dict[str, Any]:
     """The built layers of a case: truenorm's, on its plain path, and Keras'."""
-    kind = {"group": "Group", "instance": "Group", "layer": "Layer", "rms": "RMS"}[case.kind]
-    name = f"{kind}Normalization"
-    options: dict[str, Any] = {"axis": case.axis, "epsilon": 1e-5}
-    if case.groups is not None:
-        options["groups"] = case.groups
+    row, options = case.row, dict[str, Any](axis=case.axis, epsilon=1e-5)
     options["dtype"] = "float32" if case.dtype == "float32" else "mixed_bfloat16"
-    ours, theirs = getattr(truenorm, name), getattr(keras.layers, name)
-    made = {TRUENORM: ours(**options), PLAIN: ours(**options, implementation="plain")}
-    made[KERAS] = theirs(**options)
+    groups = {} if case.groups is None else {"groups": case.groups}
+    if hasattr(truenorm.layers, row.keras):
+        own = options | (groups if row.groups else {})
+        ours = functools.partial(getattr(truenorm.layers, row.keras), **own)
+    else:
+        ours = functools.partial(OfKind, row, groups, **options)
+    made = {TRUENORM: ours(), PLAIN: ours(implementation="plain")}
+    theirs = "GroupNormalization" if case.kind == "instance" else row.keras  # Keras has no other
+    if hasattr(keras.layers, theirs):
+        made[KERAS] = getattr(keras.layers, theirs)(**options, **groups)
     for layer in made.values():
         layer.build(case.shape)
     return made
@@ -102,14 +120,17 @@ def _flax(case: Case) -> Any:
     import jax.numpy as jnp
     from flax import nnx
 
+    if case.row.flax is None or not hasattr(nnx, case.row.flax):
+        return None
     features = case.shape[case.axis]
     shared = {"epsilon": 1e-5, "dtype": getattr(jnp, case.dtype), "rngs": nnx.Rngs(0)}
     if case.kind in ("group", "instance"):
         if case.layout == "first":
             return None
         return nnx.GroupNorm(features, num_groups=case.groups, **shared)
-    kind = nnx.LayerNorm if case.kind == "layer" else nnx.RMSNorm
-    return kind(features, reduction_axes=case.axis, feature_axes=case.axis, **shared)
+    return getattr(nnx, case.row.flax)(
+        features, reduction_axes=case.axis, feature_axes=case.axis, **shared
+    )
 
 
 def _tensorflow(case: Case, trained: bool) -> dict[str, Run]:
@@ -154,11 +175,13 @@ def _torch(case: Case, trained: bool) -> dict[str, Run]:
     }
     dtype = torch.float32 if case.dtype == "float32" else torch.bfloat16
     features = case.shape[case.axis]
-    parameters = [torch.ones(features), torch.zeros(features)][: 1 if case.kind == "rms" else 2]
+    parameters = [torch.ones(features), torch.zeros(features)][: len(case.row.learned)]
     parameters = [one.requires_grad_() for one in parameters]
     made[FUNCTION] = eager(_function(case, parameters), parameters, trained)
     parameters = [one.detach().to(dtype).requires_grad_() for one in parameters]
     own = _functional(case, parameters)
+    if own is None:
+        return made | {YARDSTICK: eager(lambda x: x * 1.01, [], False)}
     made[FUNCTIONAL] = eager(own, parameters, trained)
     torch.compiler.reset()  # what it compiled for other cases counts against a limit
     made["torch.compile"] = eager(
@@ -170,19 +193,19 @@ def _torch(case: Case, trained: bool) -> dict[str, Run]:
 
 def _function(case: Case, parameters: list[Any]) -> Callable[[Any], Any]:
     """truenorm's function of x on a case."""
-    from truenorm import ops
-
-    if case.groups is not None:
-        return lambda x: ops.group_normalization(
-            x, *parameters, groups=case.groups or -1, axis=case.axis, epsilon=1e-5
-        )
-    function = ops.layer_normalization if case.kind == "layer" else ops.rms_normalization
-    return lambda x: function(x, *parameters, axis=case.axis, epsilon=1e-5)
+    gamma, beta = (*parameters, None, None)[:2]
+    partition: dict[str, Any] = {"axis": case.axis, "groups": case.groups}
+    return lambda x: truenorm.ops.normalize(
+        case.row, x, gamma, beta, None, **partition, epsilon=1e-5, implementation=None
+    )
 
 
-def _functional(case: Case, parameters: list[Any]) -> Callable[[Any], Any]:
-    """PyTorch's own function of x on a case; it sees x's axes in the order that it takes."""
+def _functional(case: Case, parameters: list[Any]) -> Callable[[Any], Any] | None:
+    """PyTorch's own function of x on a case, if it has one; it sees x's axes in its own order."""
     from torch.nn import functional
+
+    if not hasattr(functional, f"{case.kind}_norm"):
+        return None
 
     between: tuple[Any, ...]  # what stands between x and gamma
     if case.groups is None:

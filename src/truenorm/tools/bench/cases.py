@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from truenorm.core.errors import InputError
+from truenorm.core.kinds import KINDS, Kind
 
-KINDS = ("group", "instance", "layer", "rms")
 LAYOUTS = ("last", "first")
 SIZES = ("large", "medium", "small")
 DTYPES = ("float32", "bfloat16")
@@ -26,7 +26,7 @@ class Case:
     """One normalization of one tensor.
 
     Attributes:
-        kind: of `KINDS`.
+        kind: of `known_norms()`.
         layout: "last" or "first": where the channels are, which layer and RMS normalize.
         size: of `SIZES`.
         dtype: of `DTYPES`: what x and y are stored in; gamma and beta are float32 beside bfloat16.
@@ -38,9 +38,14 @@ class Case:
     dtype: str
 
     @property
+    def row(self) -> Kind:
+        """The kind's row."""
+        return KINDS[self.kind]
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """The shape of x."""
-        if self.kind in ("layer", "rms") and self.layout == "last" and self.size in TOKENS:
+        if self.row.axis_is == "statistics" and self.layout == "last" and self.size in TOKENS:
             return TOKENS[self.size]
         large_instance = self.kind == "instance" and self.size == "large"
         n, h, w, c = LARGE_INSTANCE if large_instance else IMAGES[self.size]
@@ -53,8 +58,10 @@ class Case:
 
     @property
     def groups(self) -> int | None:
-        """How many groups the channels are in; None for layer and RMS."""
-        return {"group": GROUPS[self.size], "instance": self.shape[self.axis]}.get(self.kind)
+        """How many groups the channels are in; None where they are not."""
+        if self.kind == "instance":
+            return self.shape[self.axis]
+        return GROUPS[self.size] if self.row.groups else None
 
     @property
     def bytes(self) -> int:
@@ -69,8 +76,23 @@ class Case:
         return f"{self.kind}, channels {self.layout}, {shape}, {self.dtype}"
 
 
+def known_norms() -> tuple[str, ...]:
+    """The kinds that truenorm computes over channels, or over the axis of the channels."""
+    return tuple(name for name, kind in KINDS.items() if name != "batch" and kind.axis is not None)
+
+
+# The defaults of both the function and the command.
+DEFAULTS: dict[str, Any] = {
+    "norms": ",".join(known_norms()),
+    "layouts": ",".join(LAYOUTS),
+    "sizes": ",".join(SIZES),
+    "dtypes": ",".join(DTYPES),
+    "rounds": 15,
+}
+
+
 def choose_cases(
-    kinds: str | Iterable[str] = KINDS,
+    kinds: str | Iterable[str] | None = None,
     layouts: str | Iterable[str] = LAYOUTS,
     sizes: str | Iterable[str] = SIZES,
     dtypes: str | Iterable[str] = DTYPES,
@@ -83,7 +105,7 @@ def choose_cases(
     chosen = [
         _names(option, given, known)
         for option, given, known in (
-            ("norms", kinds, KINDS),
+            ("norms", known_norms() if kinds is None else kinds, known_norms()),
             ("layouts", layouts, LAYOUTS),
             ("sizes", sizes, SIZES),
             ("dtypes", dtypes, DTYPES),

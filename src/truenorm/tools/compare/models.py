@@ -7,20 +7,13 @@ from keras import ops
 
 from truenorm import layers
 from truenorm.core.errors import InputError
+from truenorm.core.kinds import KINDS
 from truenorm.tools.compare.settings import Norm, Settings
 from truenorm.tools.explain.explanation import Explanation, explain
 
 FILTERS = 10
 UNITS = 64  # width of the recurrent state
 CLASSES = 10
-
-LAYERS = {
-    "batch": keras.layers.BatchNormalization,
-    "layer": layers.LayerNormalization,
-    "instance": layers.InstanceNormalization,
-    "group": layers.GroupNormalization,
-    "rms": layers.RMSNormalization,
-}
 
 
 def normalized_shape(
@@ -112,7 +105,10 @@ def build(model: str, norm: Norm, image_shape: tuple[int, int], seed: int) -> ke
 
 def layer(norm: Norm) -> keras.Layer | None:
     """The normalization layer, or None for "none"."""
-    return None if norm.name == "none" else LAYERS[norm.name](**norm.options)
+    if norm.name == "none":
+        return None
+    name = KINDS[norm.name].keras
+    return (getattr(layers, name, None) or getattr(keras.layers, name))(**norm.options)
 
 
 @keras.saving.register_keras_serializable("truenorm.tools.compare")

@@ -11,27 +11,53 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from truenorm.core.errors import InputError
+from truenorm.core.kinds import KINDS
 
 MODELS = ("tutorial", "rnn")
-# The arguments that fit each model, where the user gives none.
-FITTING: dict[str, dict[str, dict[str, Any]]] = {
-    "tutorial": {
-        "batch": {"axis": 3},
-        "layer": {"axis": 3},
-        "instance": {"axis": 3},
-        "group": {"groups": 5, "axis": 3},
-        "rms": {"axis": 3},
-    },
-    "rnn": {"group": {"groups": 8}},
-}
-_AFFINE = ("center", "scale", "beta_initializer", "gamma_initializer")
-OPTIONS: dict[str, tuple[str, ...]] = {
-    "none": (),
-    "batch": ("axis", "momentum", "epsilon", *_AFFINE),
-    "layer": ("axis", "epsilon", *_AFFINE),
-    "instance": ("axis", "epsilon", *_AFFINE),
-    "group": ("groups", "axis", "epsilon", *_AFFINE),
-    "rms": ("axis", "epsilon", "scale", "gamma_initializer"),
+# The axis of the channels in each model, and the groups, where the user gives none.
+AXIS = {"tutorial": 3, "rnn": -1}
+GROUPS = {"tutorial": 5, "rnn": 8}
+
+
+def options_of(name: str) -> tuple[str, ...]:
+    """The options of an entry: arguments of the kind's layer."""
+    if name == "none":
+        return ()
+    kind = KINDS[name]
+    options = ["groups"] if kind.groups else []
+    options += ["axis", *(["momentum"] if name == "batch" else []), "epsilon"]
+    if kind.optional:
+        switches = {"beta": "center", "gamma": "scale"}
+        options += [switches[one] for one in ("beta", "gamma") if one in kind.learned]
+    options += [f"{one}_initializer" for one in ("beta", "gamma") if one in kind.learned]
+    return tuple(options)
+
+
+def known_norms() -> list[str]:
+    """The names of entries: "none", and the kinds."""
+    return ["none", *KINDS]
+
+
+def _fitting(name: str, model: str) -> dict[str, Any]:
+    """The options that fit this model."""
+    if name == "none":
+        return {}
+    kind, axis = KINDS[name], AXIS[model]
+    groups = {"groups": GROUPS[model]} if kind.groups else {}
+    # An axis that is the layer's own default stays out of the entry.
+    return groups | ({} if kind.axis is None or axis == kind.axis else {"axis": axis})
+
+
+# The defaults of both the function and the command.
+DEFAULTS: dict[str, Any] = {
+    "norms": "none,batch,layer,instance,group",
+    "model": "tutorial",
+    "data": "digits",
+    "train_size": None,
+    "train_on": "train",
+    "batch_sizes": "2,8,32",
+    "epochs": 10,
+    "seeds": 5,
 }
 LARGEST_SEED = 2**31 - 1  # what every backend's random generator takes
 
@@ -41,7 +67,7 @@ class Norm:
     """One normalization of a comparison.
 
     Attributes:
-        name: none, batch, layer, instance, group or rms.
+        name: none, or a kind's.
         chosen: the options the user gave.
         options: those and the model's, the arguments of the layer.
     """
@@ -134,16 +160,17 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 def _read_norm(entry: str, model: str) -> Norm:
     name, *pairs = entry.split(":")
-    if name not in OPTIONS:
-        raise InputError(f"unknown normalization {name!r}{nearest(name, OPTIONS)}")
+    if name not in known_norms():
+        raise InputError(f"unknown normalization {name!r}{nearest(name, known_norms())}")
+    known = options_of(name)
     chosen: dict[str, Any] = {}
     for pair in pairs:
         option, equals, text = pair.partition("=")
-        if option not in OPTIONS[name]:
-            if not OPTIONS[name]:
+        if option not in known:
+            if not known:
                 raise InputError(f"{entry!r}: {name!r} takes no options, got {pair!r}.")
             raise InputError(f"{entry!r}: {name!r} has no option {option!r}"
-                             f"{nearest(option, OPTIONS[name])}")  # fmt: skip
+                             f"{nearest(option, known)}")  # fmt: skip
         if not equals:
             raise InputError(f"{entry!r}: the option {option!r} has no value; write {option}=...")
         if option in chosen:
@@ -153,8 +180,8 @@ def _read_norm(entry: str, model: str) -> Norm:
             chosen[option] = parse(text)
         except ValueError:
             raise InputError(f"{entry!r}: {option}={text} must be {expected}.") from None
-    chosen = {option: chosen[option] for option in OPTIONS[name] if option in chosen}
-    return Norm(name, chosen, {**FITTING[model].get(name, {}), **chosen})
+    chosen = {option: chosen[option] for option in known if option in chosen}
+    return Norm(name, chosen, {**_fitting(name, model), **chosen})
 
 
 def _axis(text: str) -> int | list[int]:

@@ -12,29 +12,14 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, Literal, overload
 
+from truenorm.core.arguments import check_group_count, check_single_axis
 from truenorm.core.errors import InputError
-from truenorm.core.view import (
-    Factor,
-    View,
-    axes_view,
-    canonical_axes,
-    channel_view,
-    check_groups,
-    group_view,
-)
+from truenorm.core.kinds import KINDS, Kind
+from truenorm.core.view import Factor, View, axes_view
 from truenorm.tools.explain.cautions import cautions
 from truenorm.tools.explain.drawing import Drawable
 
-CLASSES = {
-    "batch": "BatchNormalization",
-    "layer": "LayerNormalization",
-    "instance": "InstanceNormalization",
-    "group": "GroupNormalization",
-    "rms": "RMSNormalization",
-    "frn": "FilterResponseNormalization",
-    "weight": "WeightNormalization",
-}
-HEADINGS = {"rms": "RMS normalization", "frn": "Filter response normalization"}
+WEIGHT = "weight"  # normalizes a kernel, and is no kind of normalization of an input
 SPATIAL = {0: (), 1: ("T",), 2: ("H", "W"), 3: ("D", "H", "W")}
 NOUNS = {"N": "sample", "T": "step", "D": "slice", "H": "row", "W": "column", "C": "channel"}
 NOUNS |= {"I": "input", "O": "output unit"}  # of a kernel
@@ -71,14 +56,14 @@ class Explanation(Drawable):
     @property
     def title(self) -> str:
         """The layer as it is written in code."""
-        return f"{CLASSES[self.name]}({self.settings})"
+        return f"{_class_name(self.name)}({self.settings})"
 
     @property
     def statistics(self) -> str:
         """What the elements share: "mean and variance", "root mean square" or "length g"."""
-        if self.name == "weight":
+        if self.name == WEIGHT:
             return "length g"
-        return "root mean square" if self.name in ("rms", "frn") else "mean and variance"
+        return "mean and variance" if KINDS[self.name].centered else "root mean square"
 
     @property
     def channel_axis(self) -> int:
@@ -127,7 +112,7 @@ class Explanation(Drawable):
     @property
     def heading(self) -> str:
         """The title of the picture."""
-        return HEADINGS.get(self.name, f"{self.name.capitalize()} normalization")
+        return "Weight normalization" if self.name == WEIGHT else KINDS[self.name].title
 
     def caption(self) -> tuple[str, str, str]:
         """The caption of the picture, line by line."""
@@ -287,11 +272,12 @@ def explain(
     if layer == "all":
         return _explain_all(sizes, given)
     if isinstance(layer, str):
-        if layer not in CLASSES:
-            near = difflib.get_close_matches(layer.lower(), [*CLASSES, "all"], 1, 0.4)
+        names = [*KINDS, WEIGHT]
+        if layer not in names:
+            near = difflib.get_close_matches(layer.lower(), [*names, "all"], 1, 0.4)
             raise InputError(
                 f"unknown normalization {layer!r}{f'; did you mean {near[0]!r}?' if near else ';'} "
-                f"expected one of {', '.join(CLASSES)}, all."
+                f"expected one of {', '.join(names)}, all."
             )
         return _explain_one(layer, sizes, given)
     name, settings = _read_layer(layer)
@@ -349,31 +335,36 @@ def _check_shape(shape: Sequence[int | None]) -> Shape:
 
 def _read_layer(layer: object) -> tuple[str, dict[str, Any]]:
     """The name and the options of a layer object, recognized by the name of its class."""
-    names = {class_name: name for name, class_name in CLASSES.items()}
+    names = {_class_name(name): name for name in (*KINDS, WEIGHT)}
     for base in type(layer).__mro__ if not isinstance(layer, type) else ():
         if base.__name__ in names:
             name = names[base.__name__]
             break
     else:
         raise InputError(
-            f"cannot explain {layer!r}; expected a name ({', '.join(CLASSES)}, all) or a layer: "
-            f"an instance of {', '.join(CLASSES.values())}."
+            f"cannot explain {layer!r}; expected a name ({', '.join(names.values())}, all) or a "
+            f"layer: an instance of {', '.join(names)}."
         )
-    if name == "weight":
+    if name == WEIGHT:
         raise InputError(
             "weight normalization depends on the shape of the kernel alone, not of an input; pass "
             "explain('weight', kernel_shape)."
         )
-    settings = {"axis": getattr(layer, "axis", None)}
-    if name == "frn":
-        return name, settings
-    # Keras' RMSNormalization keeps its weight, always there, in `scale`, so only False means no.
-    settings["scale"] = getattr(layer, "scale", True) is not False
-    if name == "group":
+    kind, settings = KINDS[name], {"axis": getattr(layer, "axis", None)}
+    if kind.groups:
         settings["groups"] = getattr(layer, "groups", None)
-    if name != "rms":
-        settings["center"] = getattr(layer, "center", True) is not False
+    if kind.optional:
+        # Keras' RMSNormalization keeps its weight, always there, in `scale`, so only False means
+        # no.
+        settings["scale"] = getattr(layer, "scale", True) is not False
+        if "beta" in kind.learned:
+            settings["center"] = getattr(layer, "center", True) is not False
     return name, {key: value for key, value in settings.items() if value is not None}
+
+
+def _class_name(name: str) -> str:
+    """The layer's class in Keras or truenorm."""
+    return "WeightNormalization" if name == WEIGHT else KINDS[name].keras
 
 
 def _explain_all(shape: Shape, given: dict[str, Any]) -> Explanations:
@@ -404,85 +395,53 @@ def _explain_all(shape: Shape, given: dict[str, Any]) -> Explanations:
 
 
 def _explain_one(name: str, shape: Shape, given: dict[str, Any]) -> Explanation:
-    rank = len(shape)
-    axis, groups = given.get("axis", -1), given.get("groups")
-    if groups is not None and name != "group":
-        raise InputError(f"groups={groups} is an option of group normalization, not of {name!r}.")
-    if name == "weight":
+    if "groups" in given and not (name in KINDS and KINDS[name].groups):
+        fault = f"groups={given['groups']} is an option of group normalization, not of {name!r}."
+        raise InputError(fault)
+    if name == WEIGHT:
         return _explain_weight(shape, given)
-    if name == "frn":
-        return _explain_response(shape, given)
-    if "center" in given and name == "rms":
-        raise InputError("center is no option of 'rms': RMS normalization has no beta.")
+    kind, rank = KINDS[name], len(shape)
+    learned = _learned(kind, given)
+    axis = given.get("axis", kind.default_axis(rank))
+    groups = given.get("groups", 32 if kind.groups else None)
     try:
-        axes = canonical_axes(axis, rank, first=1)
+        if kind.axis_is == "channels" and isinstance(axis, (list, tuple)) and len(axis) == 1:
+            axis = axis[0]
+        if kind.groups:
+            groups = check_group_count(groups)
+        if kind.axis_is == "channels":
+            axis = check_single_axis(axis)
+        view = kind.view(shape, axis, groups, first=1)
     except (ValueError, TypeError) as error:
         raise InputError(str(error)) from None
-    for one in axes:
+    for one in view.parameter_axes:
         if shape[one] is None:
             raise InputError(
                 f"the size of axis {one} is unknown in shape={shape}, but gamma and beta of "
-                f"{name} normalization vary over it; give its size."
+                f"{kind.title[0].lower()}{kind.title[1:]} vary over it; give its size."
             )
-    settings = f"axis={axes[0] if len(axes) == 1 else list(axes)}"
-    if name in ("layer", "rms"):
-        view = axes_view(rank, axes)
-    elif len(axes) > 1:
-        raise InputError(
-            f"axis={axis!r} names {len(axes)} axes; {name!r} takes one, the channel axis."
-        )
-    elif name == "batch":
-        view = axes_view(rank, [one for one in range(rank) if one not in axes], axes)
-    else:
-        groups = -1 if name == "instance" else 32 if groups is None else groups
-        if isinstance(groups, bool) or not isinstance(groups, int) or (groups < 1 and groups != -1):
-            raise InputError(
-                f"groups={groups!r} must be a positive integer, or -1 for one group per channel."
-            )
-        try:
-            check_groups(groups, shape[axes[0]], axes[0])
-        except ValueError as error:
-            raise InputError(str(error)) from None
-        view = group_view(rank, axes[0], groups)
-        if name == "group":
-            settings = f"groups={groups}, {settings}"
-    learned = []
-    if given.get("scale", True):
-        learned.append("gamma")
-    if given.get("center", name != "rms"):
-        learned.append("beta")
-    names = ["N", *SPATIAL.get(rank - 2, [f"X{i}" for i in range(1, rank - 1)])]
     # One axis is the channel axis, wherever it is; of several, the last axis of the input.
-    names.insert(axes[0] if len(axes) == 1 else rank - 1, "C")
-    explanation = Explanation(name, settings, shape, tuple(names), view, tuple(learned))
+    channel = view.parameter_axes[0] if len(view.parameter_axes) == 1 else rank - 1
+    axes: list[int] = [channel]
+    if kind.axis_is == "statistics":
+        axes = sorted({factor.axis for factor in view.factors if factor.reduced})
+    settings = f"axis={axes[0] if len(axes) == 1 else axes}"
+    if kind.groups:
+        settings = f"groups={groups}, {settings}"
+    names = ["N", *SPATIAL.get(rank - 2, [f"X{i}" for i in range(1, rank - 1)])]
+    names.insert(channel, "C")
+    explanation = Explanation(name, settings, shape, tuple(names), view, learned)
     return dataclasses.replace(explanation, notes=tuple(cautions(explanation)))
 
 
-def _explain_response(shape: Shape, given: dict[str, Any]) -> Explanation:
-    """Filter response normalization, whose axes are those of the mean."""
-    rank = len(shape)
-    for option in {"center", "scale"} & given.keys():
-        raise InputError(f"{option} is no option of 'frn', which always has a gamma and a beta.")
-    axis = given.get("axis", list(range(1, rank - 1)))
-    try:
-        view = channel_view(rank, axis, first=1)
-    except (ValueError, TypeError) as error:
-        raise InputError(str(error)) from None
-    (channel,) = view.parameter_axes
-    if shape[channel] is None:
-        raise InputError(
-            f"the size of axis {channel} is unknown in shape={shape}, but gamma and beta vary over "
-            "it; give its size."
-        )
-    names = [*SPATIAL.get(rank - 2, [f"X{i}" for i in range(1, rank - 1)])]
-    names.insert(channel - 1, "C")
-    notes = (
-        "No mean is subtracted: adding a constant to x changes the output.",
-        "The paper follows it by a TLU, max(y, tau) with a learned tau: the output has no mean of "
-        "zero, which ReLU counts on.",
-    )
-    settings, learned = f"axis={axis!r}", ("gamma", "beta")
-    return Explanation("frn", settings, shape, ("N", *names), view, learned, notes)
+def _learned(kind: Kind, given: dict[str, Any]) -> tuple[str, ...]:
+    """Those of gamma and beta that there are with these options."""
+    wanted = {"gamma": given.get("scale", True), "beta": given.get("center", True)}
+    for option, name in (("scale", "gamma"), ("center", "beta")):
+        if option in given and not (kind.optional and name in kind.learned):
+            has = "always has a gamma and a beta" if name in kind.learned else f"has no {name}"
+            raise InputError(f"{option} is no option of {kind.name!r}: {kind.title} {has}.")
+    return tuple(name for name in kind.learned if wanted[name])
 
 
 def _explain_weight(shape: Shape, given: dict[str, Any]) -> Explanation:
