@@ -8,7 +8,8 @@
 - JAX: functions in `truenorm.jax`, modules of flax.nnx in `truenorm.flax`.
 
 `truenorm.explain` shows which elements share a mean; `truenorm.compare` measures which
-normalization suits some data. Importing this package imports no framework: each front does.
+normalization suits some data; `truenorm.carry` takes what was learned from one framework to
+another. Importing this package imports no framework: each front does.
 """
 
 import importlib
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         SpectralNormalization,
         WeightNormalization,
     )
+    from truenorm.tools.carry import carry
     from truenorm.tools.compare.comparison import compare
     from truenorm.tools.config import show_config
     from truenorm.tools.explain import explain
@@ -47,6 +49,7 @@ __all__ = [
     "RMSNormalization",
     "SpectralNormalization",
     "WeightNormalization",
+    "carry",
     "compare",
     "explain",
     "layers",
@@ -60,6 +63,7 @@ __all__ = [
 
 # Where a name is defined, if not among the layers.
 _HOMES = {
+    "carry": "tools.carry",
     "compare": "tools.compare.comparison",
     "explain": "tools.explain",
     "load_model": "tools.migrate",
@@ -68,7 +72,7 @@ _HOMES = {
     "use_implementation": "core.engine",
 }
 _MODULES = ("flax", "jax", "layers", "ops", "rnn", "torch")
-_WITHOUT_KERAS = ("explain", "flax", "jax", "show_config", "torch", "use_implementation")
+_WITHOUT_KERAS = ("carry", "explain", "flax", "jax", "show_config", "torch", "use_implementation")
 
 backends.watch_keras()
 
