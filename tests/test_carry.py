@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import truenorm
+from test_pages import ROOT, run_examples
 from truenorm import carry
 from truenorm.core.errors import InputError
 
@@ -96,7 +97,7 @@ def numpy(value):
     if isinstance(value, nnx.Variable):
         return np.array(value[...])
     if isinstance(value, torch.Tensor):
-        return value.detach().cpu().numpy()
+        return np.array(value.detach().cpu())
     return np.array(keras.ops.convert_to_numpy(value))
 
 
@@ -408,6 +409,10 @@ def test_half_precision_is_said():
     back = of_flax("group")
     carry(target, back)
     assert (numpy(back.scale) == np.float32(1.234375)).all()
+    layer = of_keras("group", dtype="bfloat16")
+    assert carry(source, layer).carried[0].notes == ("float32 -> bfloat16",)
+    carry(layer, back := of_torch("group"))
+    assert (numpy(back.weight) == np.float32(1.234375)).all()
 
 
 # --- Layouts ---------------------------------------------------------------------------------
@@ -601,3 +606,17 @@ def test_a_subclass_is_what_it_inherits_from():
         pass
 
     assert carry(Channels(C), of_flax("layer")).carried[0].kind == "layer"
+
+
+def test_the_page(capsys):
+    run_examples("docs/carry.md")
+    shown = (ROOT / "docs/carry.md").read_text().split("```text\n")[1].split("```")[0]
+    assert shown in capsys.readouterr().out
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="a layer is a module of torch there")
+def test_layers_inside_a_module():
+    source = torch.nn.Sequential(of_torch("group"), of_torch("layer"))
+    target = torch.nn.Sequential(of_keras("group", truenorm), of_keras("layer"))
+    assert [one.target for one in carry(source, target).carried] == ["0", "1"]
+    assert target[1].epsilon == 1e-5
