@@ -370,6 +370,10 @@ def test_moving_statistics_on_one_side():
     with pytest.raises(InputError, match="the source has a moving mean, for which the target"):
         carry(torch.nn.InstanceNorm2d(C, track_running_stats=True), of_flax("instance"))
     carry(bare, torch.nn.BatchNorm2d(C, track_running_stats=False))
+    layer = of_keras("batch", center=False, scale=False)
+    with pytest.raises(InputError, match=r"shape \(9,\) do not fit the target's, \(8,\)"):
+        carry(torch.nn.BatchNorm2d(9, affine=False), layer)
+    carry(torch.nn.BatchNorm2d(C, affine=False), layer)
 
 
 def test_groups_of_one_channel_are_instances():

@@ -199,7 +199,7 @@ class Normalization:
 
         flax has those over several axes in one. None where there are none that would tell.
         """
-        for name in ("gamma", "beta"):
+        for name in ("gamma", "beta", "mean"):
             if (parameter := self.parameter(name)) is not None:
                 shape = tuple(int(size) for size in parameter.shape)
                 return shape if self.axes() > 1 else (math.prod(shape),)
