@@ -97,5 +97,5 @@ clean:
 	touch $@
 
 .venv/.test: .venv/.made pyproject.toml constraints.txt
-	$(PIP) $(foreach backend,$(BACKENDS),$(PACKAGE_$(backend))) -e ".[compare,migrate]" pytest hypothesis jupytext onnxruntime onnxscript tf2onnx ruff mypy cmake
+	$(PIP) $(foreach backend,$(BACKENDS),$(PACKAGE_$(backend))) -e ".[compare,migrate]" pytest hypothesis jupytext onnxruntime onnxscript tf2onnx flax ruff mypy cmake
 	touch $@

@@ -17,6 +17,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # What compiles hundreds of functions, or trains for long: `make quick` leaves it out.
 SLOW = (
     "tests/derivatives/",
+    "tests/fronts/",
     "tests/kernels/",
     "tests/layers/test_dtypes.py",
     "tests/layers/test_masks.py",
@@ -28,6 +29,7 @@ SLOW = (
     "tests/layers/test_wrappers_inside.py",
     "tests/migrate/",
     "tests/test_addons_classes.py",
+    "tests/test_carry.py",
     "tests/test_exports.py",
     "tests/test_inference_backends.py",
     "tests/test_numbers.py::test_float64",
