@@ -1,4 +1,4 @@
-"""The examples in the README and in the pages for those who come from a framework run."""
+"""The examples in the README and in the pages run."""
 
 import pathlib
 import re
@@ -26,6 +26,11 @@ def run_examples(page, **namespace):
 def test_coming_from_a_framework(monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", BACKEND)  # the page sets it: put it back afterwards
     run_examples(PAGES[BACKEND])
+
+
+def test_how_to_add_a_normalization(capsys):
+    run_examples("docs/architecture.md")
+    assert "8 groups of elements (2 samples × 4 channel groups)" in capsys.readouterr().out
 
 
 def test_the_readme():
