@@ -239,7 +239,7 @@ def normalize(
     epsilon: float,
     groups: int | None = None,
     learned_epsilon: Tensor | None = None,
-    implementation: str | None,
+    implementation: str | None = None,
 ) -> Tensor:
     """Convert and check the tensors, prepare the call, and compute it.
 
