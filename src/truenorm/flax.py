@@ -7,6 +7,7 @@ and `bias`, and its state are that one's. The variance is always that of x less 
 """
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from flax import nnx
 from truenorm.core import arguments, engine
 from truenorm.core.call import Call
 from truenorm.core.view import View, axes_view, canonical_axes, check_groups, group_view
-from truenorm.jax import FRONT
+from truenorm.jax import FRONT, as_array, full_mask
 
 __all__ = ["GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"]
 
@@ -31,8 +32,8 @@ class GroupNorm(nnx.GroupNorm):
     def __call__(self, x: Any, *, mask: Any = None) -> jax.Array:
         """The normalized x, of its shape."""
         rank = jnp.ndim(x)
-        axes = range(1, rank) if self.reduction_axes is None else self.reduction_axes
-        reduced = canonical_axes(tuple(axes), rank)
+        axes = [*range(1, rank - 1), -1] if self.reduction_axes is None else self.reduction_axes
+        reduced = _axes(axes, rank)
         if rank - 1 not in reduced:
             raise ValueError(
                 f"reduction_axes={self.reduction_axes} must name the last axis, the channels."
@@ -51,7 +52,7 @@ class InstanceNorm(nnx.InstanceNorm):
     def __call__(self, x: Any, *, mask: Any = None) -> jax.Array:
         """The normalized x, of its shape."""
         rank = jnp.ndim(x)
-        features = canonical_axes(_tuple(self.feature_axes), rank, first=1)
+        features = _axes(self.feature_axes, rank, first=1)
         reduced = [one for one in range(1, rank) if one not in features]
         return _normalized(self, x, axes_view(rank, reduced, features), mask)
 
@@ -80,14 +81,14 @@ class RMSNorm(nnx.RMSNorm):
         return _normalized(self, x, _view(self, jnp.ndim(x)), mask, centered=False)
 
 
-def _tuple(axes: Any) -> tuple[int, ...]:
-    return (axes,) if isinstance(axes, int) else tuple(axes)
+def _axes(axes: Any, rank: int, first: int = 0) -> tuple[int, ...]:
+    """One axis or several, as flax takes them, in ascending order."""
+    return canonical_axes(tuple(axes) if isinstance(axes, Iterable) else axes, rank, first)
 
 
 def _view(module: Any, rank: int) -> View:
     """The view of reduction_axes and feature_axes, each one axis or several."""
-    reduced = canonical_axes(_tuple(module.reduction_axes), rank)
-    return axes_view(rank, reduced, canonical_axes(_tuple(module.feature_axes), rank))
+    return axes_view(rank, _axes(module.reduction_axes, rank), _axes(module.feature_axes, rank))
 
 
 def _normalized(module: Any, x: Any, view: View, mask: Any, centered: bool = True) -> jax.Array:
@@ -97,13 +98,13 @@ def _normalized(module: Any, x: Any, view: View, mask: Any, centered: bool = Tru
             f"axis_name={module.axis_name!r}: truenorm takes no statistics over devices here; in a "
             "sharded jit they are global without it, and elsewhere use flax' module."
         )
-    if not isinstance(x, jax.Array):
-        x = jnp.asarray(x)
-    scale = module.scale[...] if module.scale else None
-    bias = module.bias[...] if getattr(module, "bias", None) else None
-    learned = (scale,) if isinstance(module, nnx.RMSNorm) else (scale, bias)
+    x = as_array("x", x)
+    scale = None if module.scale is None else module.scale[...]
+    bias = None if not centered or module.bias is None else module.bias[...]
+    learned = (scale, bias) if centered else (scale,)
     dtype = module.promote_dtype((x, *learned), dtype=module.dtype)[0].dtype
     x = x.astype(jnp.promote_types(x.dtype, dtype))
+    arguments.check_dtype("x", x.dtype.name)  # flax takes complex numbers
     shape = view.parameter_shape(x.shape)
     for name, one in (("scale", scale), ("bias", bias)):
         if one is not None and one.size != math.prod(shape):
@@ -113,7 +114,7 @@ def _normalized(module: Any, x: Any, view: View, mask: Any, centered: bool = Tru
             )
     scale, bias = (None if one is None else one.reshape(shape) for one in (scale, bias))
     if mask is not None:
-        mask = jnp.broadcast_to(mask, x.shape)
+        mask = full_mask(as_array("mask", mask), x)
         arguments.check_dtype("mask", mask.dtype.name)
     call = Call(view, centered, arguments.check_epsilon(module.epsilon))
     return engine.normalize(FRONT, None, call, x, scale, bias, mask).astype(dtype)

@@ -165,9 +165,14 @@ def filter_response_norm(
 
     Returns, raises: as `group_norm`.
     """
-    axis = tuple(range(1, jnp.ndim(x) - 1)) if axis is None else axis
-    learned = None if isinstance(epsilon, numbers.Real) else jnp.asarray(epsilon)
-    number = epsilon if isinstance(epsilon, numbers.Real) else 0.0
+    x = _array("x", x)
+    axis = KINDS["frn"].default_axis(x.ndim) if axis is None else axis
+    number, learned = epsilon, None
+    if not isinstance(epsilon, numbers.Real):
+        number, learned = 0.0, _array("epsilon", epsilon)
+        if learned.size != 1:
+            raise ValueError(f"epsilon has the shape {learned.shape}; it must be one number.")
+        learned = learned.reshape(())
     return _compute("frn", x, scale, bias, mask, axis, None, number, implementation, learned)
 
 
@@ -191,16 +196,20 @@ def tlu(x: Array, tau: Array, alpha: Array | None = None, *, axis: int = -1) -> 
     x = _array("x", x)
     (channel,) = canonical_axes(axis, x.ndim)
     sizes = [size if one == channel else 1 for one, size in enumerate(x.shape)]
-    for name, one in (("tau", tau), ("alpha", alpha)):
-        if one is not None and jnp.shape(one) != (x.shape[channel],):
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+    def learned(name: str, value: Array) -> Array:
+        array = _array(name, value)
+        if array.shape != (x.shape[channel],):
             raise ValueError(
-                f"{name} has the shape {jnp.shape(one)}, but x of shape {x.shape} with channels in "
+                f"{name} has the shape {array.shape}, but x of shape {x.shape} with channels in "
                 f"axis {channel} needs {(x.shape[channel],)}."
             )
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    threshold = jnp.reshape(tau, sizes).astype(wide.dtype)
+        return array.reshape(sizes).astype(wide.dtype)
+
+    threshold = learned("tau", tau)
     if alpha is not None:
-        threshold = threshold + jnp.reshape(alpha, sizes).astype(wide.dtype) * wide
+        threshold = threshold + learned("alpha", alpha) * wide
     # Not maximum, which shares the gradient where both are equal. NaN stays NaN.
     above = (wide >= threshold) | jnp.isnan(wide)
     return jnp.where(above, wide, threshold).astype(x.dtype)
@@ -226,7 +235,7 @@ def _compute(
     if mask is not None:
         mask = _array("mask", mask)
         if mask.ndim == x.ndim:
-            mask = _broadcast(mask, x)
+            mask = full_mask(mask, x)
     epsilon = arguments.check_epsilon(epsilon)
     if kind.groups and groups is not None:
         (channel,) = canonical_axes(axis, x.ndim)
@@ -239,22 +248,37 @@ def _compute(
     return engine.normalize(FRONT, implementation, call, x, scale, bias, mask, learned)
 
 
-def _array(name: str, value: Any) -> Array:
-    """JAX' array of a dtype that fits this argument."""
+def as_array(name: str, value: Any) -> Array:
+    """JAX' array of a value that jax.numpy takes, but not of another framework's array.
+
+    Nor of float64 where JAX would make float32 of it.
+    """
     known = isinstance(value, (jax.Array, np.ndarray, np.generic, numbers.Number, list, tuple))
     if not known and arguments.is_array(value) and not hasattr(value, "__jax_array__"):
         why, fix = "truenorm.jax computes with jax", f"jax.numpy.asarray({name})"
         arguments.refuse_array(name, value, "jax", why, fix)
-    array = value if isinstance(value, jax.Array) else jnp.asarray(value)
+    if isinstance(value, (np.ndarray, np.generic)):
+        kept = jax.dtypes.canonicalize_dtype(value.dtype)
+        arguments.check_float64(value.dtype.name, kept.name)
+    return value if isinstance(value, jax.Array) else jnp.asarray(value)
+
+
+def _array(name: str, value: Any) -> Array:
+    """JAX' array of a dtype that fits this argument."""
+    array = as_array(name, value)
     arguments.check_dtype(name, array.dtype.name)
-    arguments.check_float64(str(getattr(value, "dtype", "")), array.dtype.name)
     return array
 
 
-def _broadcast(mask: Array, x: Array) -> Array:
+def full_mask(mask: Array, x: Array) -> Array:
+    """The mask broadcast to x, by the rules of NumPy."""
     try:
         return jnp.broadcast_to(mask, x.shape)
     except ValueError:
+        fewer = mask.ndim < x.ndim
+        fix = (
+            "; where it is of x's first axes, give it the others: mask[..., None]" if fewer else ""
+        )
         raise ValueError(
-            f"mask has the shape {mask.shape}, which does not broadcast to x's, {x.shape}."
+            f"mask has the shape {mask.shape}, which does not broadcast to x's, {x.shape}{fix}."
         ) from None

@@ -100,9 +100,16 @@ def test_masks(name):
         np.testing.assert_allclose(y[sample, :length], wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_groups_of_the_last_axis_alone():
+def test_groups_of_one_sample():
+    x = jax.random.normal(jax.random.key(0), (8,))
+    module = made("GroupNorm", (8, 4), {})
+    np.testing.assert_allclose(module(x), module(x[None])[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("axes", [-1, (-1,), range(2, 3), np.int64(2)], ids=str)
+def test_groups_of_the_last_axis_alone(axes):
     """What flax says that reduction_axes=-1 means; there, it repeats the mean along axis 1."""
-    module = made("GroupNorm", (8, 4), {"reduction_axes": (-1,)})
+    module = made("GroupNorm", (8, 4), {"reduction_axes": axes})
     x = jax.random.normal(jax.random.key(0), (2, 5, 8))
     parts = np.asarray(x).reshape(2, 5, 4, 2)
     wanted = (parts - parts.mean(-1, keepdims=True)) / np.sqrt(parts.var(-1, keepdims=True) + 1e-6)
@@ -158,3 +165,24 @@ def test_errors():
         tn.LayerNorm(8, rngs=nnx.Rngs(0))(x)
     with pytest.raises(ValueError, match=r"axis=.* names the batch axis"):
         tn.InstanceNorm(8, feature_axes=0, rngs=nnx.Rngs(0))(x)
+    with pytest.raises(ValueError, match=r"axis=\(-1,\) is out of range for an input of rank 0"):
+        tn.GroupNorm(8, 4, rngs=nnx.Rngs(0))(jnp.float32(1))
+
+
+def test_errors_in_what_is_passed():
+    norm = tn.LayerNorm(6, rngs=nnx.Rngs(0))
+    x = jnp.ones((2, 3, 6))
+    with pytest.raises(TypeError, match=r"x must be a floating-point tensor; got complex64"):
+        norm(x * 1j)
+    with pytest.raises(ValueError, match=r"float64 was passed.*JAX_ENABLE_X64=1"):
+        norm(np.ones((2, 3, 6)))
+    with pytest.raises(ValueError, match=r"mask has the shape \(2, 3\).*mask\[\.\.\., None\]\."):
+        norm(x, mask=jnp.ones((2, 3), bool))
+    with pytest.raises(TypeError, match=r"mask must be boolean; got float32"):
+        norm(x, mask=x)
+
+
+def test_an_array_of_torch():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(TypeError, match=r"x is a Tensor of torch, but truenorm\.jax computes"):
+        tn.LayerNorm(6, rngs=nnx.Rngs(0))(torch.ones(2, 6))

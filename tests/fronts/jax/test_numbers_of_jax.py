@@ -143,17 +143,48 @@ def test_tlu():
             r"implementation='x' is unknown",
         ),
         (lambda: tn.tlu(jnp.ones((2, 6)), jnp.ones(5)), ValueError, r"tau has the shape \(5,\)"),
+        (
+            lambda: tn.filter_response_norm(jnp.ones((2, 3, 6)), epsilon=jnp.ones(6)),
+            ValueError,
+            r"epsilon has the shape \(6,\); it must be one number",
+        ),
     ],
 )
-@pytest.mark.filterwarnings("ignore:Explicitly requested dtype")  # JAX's own, weaker
+@pytest.mark.filterwarnings("error")  # JAX warns where it makes float32 of float64: it never does
 def test_errors(compute, error, message):
     with pytest.raises(error, match=message):
         compute()
 
 
-def test_an_array_of_torch():
+def test_arrays_of_other_frameworks():
     torch = pytest.importorskip("torch")
-    with pytest.raises(
-        TypeError, match=r"x is a Tensor of torch.*or use truenorm\.torch, which ta"
-    ):
+    message = (
+        r"{} is a Tensor of torch, but truenorm\.jax computes.*or use truenorm\.torch, which ta"
+    )
+    with pytest.raises(TypeError, match=message.format("x")):
         tn.layer_norm(torch.ones(2, 8))
+    with pytest.raises(TypeError, match=message.format("x")):
+        tn.filter_response_norm(torch.ones(2, 3, 8))
+    with pytest.raises(TypeError, match=message.format("scale")):
+        tn.layer_norm(jnp.ones((2, 8)), torch.ones(8))
+    with pytest.raises(TypeError, match=message.format("mask")):
+        tn.layer_norm(jnp.ones((2, 8)), mask=torch.ones(2, dtype=bool))
+    with pytest.raises(TypeError, match=message.format("tau")):
+        tn.tlu(jnp.ones((2, 8)), torch.ones(8))
+
+
+def test_an_array_of_tensorflow():
+    tensorflow = pytest.importorskip("tensorflow")
+    message = r"x is a EagerTensor of tensorflow.*or use truenorm\.ops, which takes it"
+    with pytest.raises(TypeError, match=message):
+        tn.layer_norm(tensorflow.ones((2, 8)))
+
+
+def test_what_jax_numpy_takes():
+    x = np.arange(6, dtype=np.float32)
+    wanted = np.asarray(tn.layer_norm(jnp.asarray(x)))
+    np.testing.assert_array_equal(tn.layer_norm(x), wanted)
+    np.testing.assert_array_equal(tn.layer_norm(x.tolist()), wanted)
+    np.testing.assert_array_equal(tn.layer_norm(x, np.ones(6, np.float16)), wanted)
+    with jax.enable_x64(True):
+        assert tn.layer_norm(np.ones((2, 6))).dtype == "float64"
