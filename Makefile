@@ -36,7 +36,7 @@ quick: .venv/.test
 
 # What each of these environments has besides NumPy; all take the wheel that is built first.
 FRONT_torch := torch onnxruntime onnxscript
-FRONT_jax := jax
+FRONT_jax := jax flatbuffers
 FRONT_flax := jax flax
 FRONTS ?= torch jax flax
 fronts: wheel
