@@ -193,6 +193,35 @@ def test_an_input_without_an_axis_to_normalize(kind):
         call(kind, np.zeros((), "float32"))
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="only there channels are known so late")
+@pytest.mark.parametrize("implementation", [None, "plain"])
+def test_groups_that_turn_out_not_to_divide(implementation):
+    import tensorflow as tf
+
+    call = tf.function(
+        lambda x: truenorm.ops.group_normalization(x, groups=3, implementation=implementation),
+        input_signature=[tf.TensorSpec((None, None))],
+    )
+    assert call(tf.zeros((2, 6))).shape == (2, 6)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="groups=3 does not divide the channe"):
+        call(tf.zeros((2, 4)))
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="only there channels may be a symbol")
+def test_groups_of_channels_that_are_a_symbol():
+    import jax
+    from jax import export
+
+    def traced(channels):
+        shape = export.symbolic_shape(f"b, {channels}")
+        call = jax.jit(lambda x: truenorm.ops.group_normalization(x, groups=3))
+        return export.export(call)(jax.ShapeDtypeStruct(shape, "float32"))
+
+    assert traced("3*c").call(np.ones((2, 6), "float32")).shape == (2, 6)
+    with pytest.raises(ValueError, match=r"groups=3 divide the channels of axis 1 or not.* 3\*c"):
+        traced("c")
+
+
 @pytest.mark.parametrize("kind", ["layer", "rms"])
 def test_parameters_per_sample_where_samples_are_mixed(kind):
     with pytest.raises(ValueError, match=r"gamma has the shape \(4, 4, 4\).* needs \(4, 4\)\."):

@@ -14,7 +14,7 @@ It is written for numbers first:
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from keras import backend, ops
 
@@ -93,7 +93,7 @@ def normalize(
 
     count = layout.count if mask is None else total(ops.cast(mask, compute_dtype), reduced)
     if isinstance(count, int):
-        share: Any = 1.0 / max(count, 1)
+        share = cast(Any, 1.0 / max(count, 1))
     elif not ops.is_tensor(count):
         share = 1.0 / count  # a symbol stays one: PyTorch would make a constant of its tensor
     else:
@@ -101,7 +101,7 @@ def normalize(
         # Not maximum: on PyTorch, Keras' maximum with a number turns float64 into float32.
         share = 1.0 / ops.where(count > 0, count, 1.0)
 
-    rest: Any = 0.0
+    rest = cast(Any, 0.0)
     if centered:
         part, fraction = layout.sample(x) if mask is None else (x, 1.0)
         pivot = ops.stop_gradient(total(real(part), reduced) * (share / fraction))
@@ -124,16 +124,17 @@ def normalize(
     # Not rsqrt: its derivative cubes the result, which underflows where x is large.
     rstd = 1.0 / ops.sqrt(power)
 
-    steps: list[tuple[Tensor, ...]]  # of scale and shift: y = y * scale + shift, in turn
+    # Of scale and shift: y = y * scale + shift, in turn.
+    steps = cast(list[tuple[Tensor, ...]], [])
     if reduced_alike:
         # gamma is constant along some reduced axis: scale and shift are small arrays.
         scale = rstd if gamma is None else rstd * spread(gamma, kept_alike)
         shift = -rest * scale
         if beta is not None:
             shift = shift + spread(beta, kept_alike)
-        steps = [(spread(scale, reduced_alike), spread(shift, reduced_alike))]
+        steps.append((spread(scale, reduced_alike), spread(shift, reduced_alike)))
     else:
-        steps = [(spread(rstd, reduced), spread(-rest * rstd, reduced) if centered else None)]
+        steps.append((spread(rstd, reduced), spread(-rest * rstd, reduced) if centered else None))
         steps.append(
             tuple(None if one is None else spread(one, kept_alike) for one in (gamma, beta))
         )

@@ -185,7 +185,15 @@ def check_groups(groups: int, channels: int | None, axis: int) -> None:
     """Raise ValueError unless `groups` is -1 or divides the channels of this axis."""
     if groups == -1 or channels is None:
         return
-    if groups > channels or channels % groups:
+    try:
+        fit = groups <= channels and channels % groups == 0
+    except Exception:  # a symbol of jax.export, which compares with nothing
+        raise ValueError(
+            f"groups={brief(groups)} divide the channels of axis {axis} or not, depending on their "
+            f"number {channels}; give it as a multiple, such as {brief(groups)}*c, or pass "
+            "groups=-1 for one group per channel."
+        ) from None
+    if not fit:
         divisors = ", ".join(map(brief, _divisors(channels, near=groups)))
         channels, groups = brief(channels), brief(groups)  # type: ignore[assignment]
         raise ValueError(

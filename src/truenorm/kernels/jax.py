@@ -290,7 +290,7 @@ tangent_p = Primitive("truenorm_tangent")
 
 # Inside `jax.shard_map` operands that differ from device to device make the others differ too. JAX
 # marks that by an operation, whose transpose is the sum over devices; its own operations insert it
-# by themselves. The function that does has no public name, and had another one before JAX 0.9; a
+# by themselves. The function that does has no public name, and had another one before JAX 0.10; a
 # version without either has no native kernels, rather than gradients of one device.
 _alike: Any = getattr(core, "auto_insert_reshard", None) or core.standard_insert_pvary
 
