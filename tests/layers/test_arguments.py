@@ -6,7 +6,8 @@ import json
 import keras
 import numpy as np
 import pytest
-from kinds import KERAS_MAKERS, MAKERS, RICH_OPTIONS, make
+from keras import ops
+from kinds import KERAS_MAKERS, MAKERS, RICH_OPTIONS, assert_close, make, randomize
 
 import truenorm
 
@@ -77,7 +78,7 @@ def test_the_config_has_the_keys_and_values_of_keras_layer(kind):
     if kind == "instance":
         del theirs["groups"]
     if kind == "layer":
-        del theirs["rms_scaling"]  # RMSNormalization, here
+        del theirs["rms_scaling"]  # stored only where it was set
     if kind == "rms":  # Keras names no gamma in its arguments
         assert ours == theirs | {
             key: value for key, value in ours.items() if key.startswith(("gamma", "scale"))
@@ -126,6 +127,34 @@ def test_use_mask_and_implementation_are_in_the_config_only_where_they_were_set(
     again = type(layer).from_config(config)
     assert again.use_mask is False
     assert again.implementation == "plain"
+
+
+@pytest.mark.filterwarnings("ignore:You passed `rms_scaling=True`:UserWarning")
+@pytest.mark.parametrize("rms_scaling", [True, False])
+@pytest.mark.parametrize("axis", [-1, [2, 3], [1, 3]], ids=str)
+def test_keras_config_with_rms_scaling_opens_and_gives_keras_numbers(rms_scaling, axis, rng):
+    # With an epsilon near the variance, and a mean away from zero, every term of the formula shows.
+    theirs = keras.layers.LayerNormalization(
+        axis=axis, epsilon=0.3, rms_scaling=rms_scaling, name="norm"
+    )
+    stored = json.loads(json.dumps(theirs.get_config()))
+    layer = truenorm.LayerNormalization.from_config(stored)
+    assert layer.rms_scaling is rms_scaling
+    again = truenorm.LayerNormalization.from_config(json.loads(json.dumps(layer.get_config())))
+    assert again.rms_scaling is rms_scaling
+    assert again.get_config() == layer.get_config()
+
+    for one in (theirs, layer, again):
+        one.build(SHAPE)
+    randomize(theirs, rng)
+    names = ["gamma"] if rms_scaling else ["gamma", "beta"]
+    assert [one.name for one in theirs.weights] == names
+    x = rng.normal(1.5, 1, SHAPE).astype("float32")
+    wanted = ops.convert_to_numpy(theirs(x)).astype("float64")
+    for one in (layer, again):
+        assert [weight.name for weight in one.weights] == names
+        one.set_weights(theirs.get_weights())
+        assert_close(one(x), wanted)
 
 
 def test_groups_minus_one_stays_minus_one():

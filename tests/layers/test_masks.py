@@ -129,6 +129,29 @@ def test_a_training_step_does_not_see_what_is_hidden(kind, rng):
     assert not np.allclose(weights[-2], without[-2], rtol=1e-3)
 
 
+@pytest.mark.parametrize("hidden", [1e3, np.nan, np.inf])
+@pytest.mark.parametrize("use_mask", [True, False])
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_what_is_hidden_does_not_enter_the_variance_of_rms_scaling(
+    hidden, use_mask, dimensions, rng
+):
+    x = rng.normal(1.5, 1, (3, 6, 4)).astype("float32")
+    mask = rng.random(x.shape[:dimensions]) < 0.6
+    real = np.broadcast_to(mask.reshape(mask.shape + (1,) * (3 - dimensions)), x.shape)
+    if use_mask:
+        x[~real] = hidden
+    layer = make("layer", axis=[1, 2], epsilon=0.3, use_mask=use_mask, rms_scaling=True)
+    layer.build(x.shape)
+    randomize(layer, rng)
+    y = ops.convert_to_numpy(layer(x, mask=mask))
+    gamma = ops.convert_to_numpy(layer.gamma).astype("float64")
+    for one, result, seen in zip(x.astype("float64"), y, real, strict=True):
+        variance = np.var(one[seen] if use_mask else one)
+        wanted = gamma * one / np.sqrt(variance + 0.3)
+        shown = seen if use_mask else np.ones_like(seen)
+        assert_close(result[shown], wanted[shown])
+
+
 @pytest.mark.parametrize("kind", MAKERS)
 def test_a_group_that_is_wholly_masked_yields_beta(kind, rng):
     x = rng.normal(0.5, 2, (3, 6, 4)).astype("float32")

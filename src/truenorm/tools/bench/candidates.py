@@ -150,7 +150,8 @@ def _tensorflow(case: Case, trained: bool) -> dict[str, Run]:
         return step  # type: ignore[no-any-return]
 
     made = {name: compiled(layer, trained) for name, layer in layers(case).items()}
-    made["Keras, XLA"] = compiled(layers(case)[KERAS], trained, xla=True)
+    if KERAS in made:
+        made["Keras, XLA"] = compiled(layers(case)[KERAS], trained, xla=True)
     made[YARDSTICK] = compiled(lambda x: x * 1.01, False)
     return made
 
