@@ -283,6 +283,7 @@ def test_nothing_of_x_s_size_is_kept_besides_x():
     assert [one.data_ptr() for one in kept if one.numel() >= x.numel()] == [x.data_ptr()]
 
 
+@pytest.mark.filterwarnings("ignore:os.fork")  # of JAX, where another test has imported it
 def test_fit_and_a_forked_loader():
     """A worker that is forked after the kernels have run must not wait for their threads."""
 
