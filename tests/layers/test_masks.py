@@ -152,6 +152,29 @@ def test_what_is_hidden_does_not_enter_the_variance_of_rms_scaling(
         assert_close(result[shown], wanted[shown])
 
 
+@pytest.mark.parametrize("hidden", [np.nan, np.inf])
+def test_what_is_hidden_reaches_no_gradient_of_rms_scaling(hidden, rng):
+    x = rng.normal(1.5, 1, (3, 6, 4)).astype("float32")
+    mask = np.arange(6) < np.array([6, 2, 0])[:, None]  # the last sample is hidden whole
+    gamma = rng.uniform(0.5, 2, (6, 4)).astype("float32")
+    cotangent = np.where(mask[..., None], rng.normal(size=x.shape), 0).astype("float32")
+    layer = make("layer", axis=[1, 2], rms_scaling=True)
+    layer.build(x.shape)
+
+    def function(x, gamma):
+        object.__setattr__(layer, "gamma", gamma)  # not the weight: what is differentiated
+        return layer.call(x, mask=ops.convert_to_tensor(mask))
+
+    results = []
+    for value in (0, hidden):
+        x[~mask] = value
+        y, gradients = value_and_gradients(function, [x, gamma], cotangent)
+        np.testing.assert_array_equal(y[2], 0)
+        results.append([y[mask], *gradients])
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("kind", MAKERS)
 def test_a_group_that_is_wholly_masked_yields_beta(kind, rng):
     x = rng.normal(0.5, 2, (3, 6, 4)).astype("float32")

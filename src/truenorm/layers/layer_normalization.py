@@ -94,15 +94,19 @@ class LayerNormalization(NormalizationLayer):
                 real, ops.reshape(mask, [*ops.shape(mask), *[1] * (rank - len(mask.shape))])
             )
         count = ops.sum(ops.cast(real, x.dtype), axes, keepdims=True)
-        count = ops.where(count > 0, count, ops.ones_like(count))
-
-        def mean(t: Any) -> Any:
-            return ops.sum(ops.where(real, t, ops.zeros_like(t)), axes, keepdims=True) / count
-
-        variance = mean(ops.square(x - mean(x)))
+        occupied, share = count > 0, 1 / ops.where(count > 0, count, ops.ones_like(count))
+        zero = ops.zeros_like(x)
+        # Selected before it is used: the gradient of what is hidden would be 0 * NaN.
+        known = ops.where(real, x, zero)
+        mean = ops.sum(known, axes, keepdims=True) * share
+        squares = ops.square(ops.where(real, known - mean, zero))
+        variance = ops.sum(squares, axes, keepdims=True) * share
         sizes = [size if axis in axes else 1 for axis, size in enumerate(inputs.shape)]
         gamma = ops.reshape(ops.cast(self.gamma, x.dtype), sizes)
-        return gamma * (x / ops.sqrt(variance + self.epsilon))
+        scale = gamma / ops.sqrt(variance + self.epsilon)
+        usable = ops.logical_or(real, ops.isfinite(x))
+        y = ops.where(usable, ops.where(usable, x, zero) * scale, x * ops.stop_gradient(scale))
+        return ops.where(occupied, y, zero)
 
     def partition(self) -> dict[str, Any]:
         """See the base class."""
