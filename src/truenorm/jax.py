@@ -21,7 +21,7 @@ from truenorm.arrays import jax as arrays
 from truenorm.core import arguments, engine
 from truenorm.core.kinds import KINDS
 from truenorm.core.plain import Plain
-from truenorm.core.view import canonical_axes, check_groups
+from truenorm.core.view import canonical_axes
 
 __all__ = [
     "filter_response_norm",
@@ -35,6 +35,7 @@ __all__ = [
 Array: TypeAlias = jax.Array
 
 FRONT = engine.Front(arrays, (native.engine("jax"), Plain(arrays)))
+_NAMES = arguments.Names(gamma="scale", beta="bias", groups="num_groups")
 
 
 def group_norm(
@@ -74,8 +75,6 @@ def group_norm(
             num_groups not an integer.
         NotImplementedError: the named implementation does not support the call.
     """
-    num_groups = arguments.check_group_count(num_groups, "num_groups")
-    axis = arguments.check_single_axis(axis)
     return _compute("group", x, scale, bias, mask, axis, num_groups, epsilon, implementation)
 
 
@@ -93,7 +92,6 @@ def instance_norm(
 
     This is `group_norm` with one group per channel, and takes its other arguments.
     """
-    axis = arguments.check_single_axis(axis)
     return _compute("instance", x, scale, bias, mask, axis, None, epsilon, implementation)
 
 
@@ -228,7 +226,6 @@ def _compute(
     learned: Array | None = None,
 ) -> Array:
     """Check the arguments, prepare the call, and compute it."""
-    kind = KINDS[name]
     x = _array("x", x)
     scale = None if scale is None else _array("scale", scale)
     bias = None if bias is None else _array("bias", bias)
@@ -236,14 +233,9 @@ def _compute(
         mask = _array("mask", mask)
         if mask.ndim == x.ndim:
             mask = full_mask(mask, x)
-    epsilon = arguments.check_epsilon(epsilon)
-    if kind.groups and groups is not None:
-        (channel,) = canonical_axes(axis, x.ndim)
-        check_groups(groups, x.shape[channel], channel, "num_groups")
     shapes = [None if one is None else one.shape for one in (scale, bias, mask)]
-    names = ("scale", "bias")
     call = arguments.prepare(
-        kind, x.shape, shapes[0], shapes[1], shapes[2], axis, groups, epsilon, names
+        KINDS[name], x.shape, shapes[0], shapes[1], shapes[2], axis, groups, epsilon, _NAMES
     )
     return engine.normalize(FRONT, implementation, call, x, scale, bias, mask, learned)
 
@@ -272,13 +264,5 @@ def _array(name: str, value: Any) -> Array:
 
 def full_mask(mask: Array, x: Array) -> Array:
     """The mask broadcast to x, by the rules of NumPy."""
-    try:
-        return jnp.broadcast_to(mask, x.shape)
-    except ValueError:
-        fewer = mask.ndim < x.ndim
-        fix = (
-            "; where it is of x's first axes, give it the others: mask[..., None]" if fewer else ""
-        )
-        raise ValueError(
-            f"mask has the shape {mask.shape}, which does not broadcast to x's, {x.shape}{fix}."
-        ) from None
+    arguments.check_broadcast(mask.shape, x.shape)
+    return jnp.broadcast_to(mask, x.shape)

@@ -4,18 +4,27 @@ The fronts ask them in the order in which a call meets them: single values, tens
 """
 
 import operator
-from collections.abc import Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from truenorm.core.call import Call
 from truenorm.core.errors import brief
-from truenorm.core.view import View
+from truenorm.core.view import View, canonical_axes, check_groups
 
 if TYPE_CHECKING:
     from truenorm.core.kinds import Kind
 
 Shape = tuple[Any, ...]
+
+
+class Names(NamedTuple):
+    """What a front calls the arguments, for the messages."""
+
+    x: str = "x"
+    gamma: str = "gamma"
+    beta: str = "beta"
+    groups: str = "groups"
+    epsilon: str = "epsilon"
 
 
 def check_single_axis(axis: Any) -> int:
@@ -104,39 +113,63 @@ def prepare(
     gamma: Shape | None,
     beta: Shape | None,
     mask: Shape | None,
-    axis: int | Sequence[int],
-    groups: int | None,
-    epsilon: float,
-    names: tuple[str, str] = ("gamma", "beta"),
+    axis: Any,
+    groups: Any,
+    epsilon: Any,
+    names: Names = Names(),  # noqa: B008
 ) -> Call:
     """The call for x of this shape, where those of gamma, beta and mask fit; unknown sizes do.
 
-    `names` are what the front calls gamma and beta.
-
     Raises:
-        ValueError: a shape, the axis or the number of groups does not fit.
-        TypeError: an axis is not an integer.
+        ValueError: a shape, the axis, the number of groups or epsilon does not fit.
+        TypeError: an axis, or the number of groups, is not an integer.
     """
+    epsilon = check_epsilon(epsilon, names.epsilon)
+    if kind.axis_is == "channels":
+        axis = check_single_axis(axis)
+    if kind.groups:
+        groups = check_group_count(groups, names.groups)
+        (channel,) = canonical_axes(axis, len(shape))
+        check_groups(groups, shape[channel], channel, names.groups)
     view = kind.view(shape, axis, groups)
-    given = zip(names, (gamma, beta), strict=True)
-    ranks = [_check_parameter(name, view, shape, one) for name, one in given if one is not None]
-    _check_mask(mask, shape)
+    given = ((names.gamma, gamma), (names.beta, beta))
+    ranks = [
+        _check_parameter(name, view, shape, one, names.x) for name, one in given if one is not None
+    ]
+    _check_mask(mask, shape, names.x)
     if any(rank > len(view.parameter_axes) for rank in ranks):
         view = view.vary_over(0)
     return Call(view, kind.centered, epsilon)
+
+
+def check_broadcast(mask: Shape, shape: Shape, x: str = "x") -> None:
+    """Raise ValueError unless a mask of this shape broadcasts to x's by the rules of NumPy."""
+    sizes = tuple(shape[len(shape) - len(mask) :]) if len(mask) <= len(shape) else ()
+    pairs = zip(mask, sizes, strict=False)
+    if len(sizes) == len(mask) and all(one in (1, size) for one, size in pairs):
+        return
+    fix = (
+        "; where it is of the first axes, give it the others: mask[..., None]"
+        if len(mask) < len(shape)
+        else ""
+    )
+    raise ValueError(
+        f"mask has the shape {brief(tuple(mask))}, which does not broadcast to {x}'s, "
+        f"{brief(tuple(shape))}{fix}."
+    )
 
 
 def _fits(given: Shape, expected: Shape) -> bool:
     return all(a is None or b is None or a == b for a, b in zip(given, expected, strict=True))
 
 
-def _check_parameter(name: str, view: View, shape: Shape, given: Shape) -> int:
+def _check_parameter(name: str, view: View, shape: Shape, given: Shape, x: str) -> int:
     """The rank of gamma or beta."""
     shared = view.parameter_shape(shape)
     allowed = [shared, (shape[0], *shared)] if view.has_samples else [shared]
     if not any(len(given) == len(one) and _fits(given, one) for one in allowed):
         raise ValueError(
-            f"{name} has the shape {brief(tuple(given))}, but x of shape "
+            f"{name} has the shape {brief(tuple(given))}, but {x} of shape "
             f"{brief(tuple(shape))} with parameters over axes "
             f"{brief(list(view.parameter_axes))} needs {brief(shared)}"
             + (f", or {brief(allowed[1])} for one per sample." if view.has_samples else ".")
@@ -144,11 +177,11 @@ def _check_parameter(name: str, view: View, shape: Shape, given: Shape) -> int:
     return len(given)
 
 
-def _check_mask(mask: Shape | None, shape: Shape) -> None:
+def _check_mask(mask: Shape | None, shape: Shape, x: str) -> None:
     if mask is not None and (
         not 1 <= len(mask) <= len(shape) or not _fits(mask, shape[: len(mask)])
     ):
         raise ValueError(
-            f"mask has the shape {brief(tuple(mask))}, which is not the beginning of x's shape "
+            f"mask has the shape {brief(tuple(mask))}, which is not the beginning of {x}'s shape "
             f"{brief(tuple(shape))}; expected {tuple(shape[:1])}, {tuple(shape[:2])} or longer."
         )

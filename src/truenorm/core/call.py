@@ -1,6 +1,7 @@
 """A call: what every engine gets of a normalization, and the statistics between its halves."""
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 from truenorm.core.view import View
@@ -23,6 +24,14 @@ class Call:
     view: View
     centered: bool
     epsilon: float
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash((self.view, self.centered, self.epsilon))
+
+    def __hash__(self) -> int:
+        # Kept: every cache of eager PyTorch asks, and the view is deep.
+        return self._hash
 
 
 class Statistics(NamedTuple):

@@ -20,7 +20,7 @@ from truenorm.core import arguments, engine
 from truenorm.core.call import Call
 from truenorm.core.kinds import KINDS
 from truenorm.core.plain import Plain
-from truenorm.core.view import canonical_axes, check_groups
+from truenorm.core.view import canonical_axes
 from truenorm.native.torch_cache import remembered
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 FRONT = engine.Front(arrays, (native.engine("torch"), Plain(arrays)))
+_NAMES = arguments.Names("input", "weight", "bias", "num_groups", "eps")
 
 
 def group_norm(
@@ -249,7 +250,8 @@ def _compute(
     if mask is not None:
         _check_tensor("mask", mask)
         if mask.ndim == input.ndim and mask.shape != input.shape:
-            mask = _broadcast(mask, input)
+            arguments.check_broadcast(mask.shape, input.shape, "input")
+            mask = mask.expand(input.shape)
     call = _prepare(
         name,
         input.shape,
@@ -278,21 +280,12 @@ def _prepare(
     eps: float,
 ) -> Call:
     """Check what is no tensor, and the shapes of what is."""
-    kind = KINDS[name]
-    eps = arguments.check_epsilon(eps, "eps")
-    if kind.groups:
-        groups = arguments.check_group_count(groups, "num_groups")
-    if kind.axis_is == "channels":
-        (channel,) = canonical_axes(arguments.check_single_axis(axis), len(shape))
-        if groups is not None:
-            check_groups(groups, shape[channel], channel, "num_groups")
     if normalized_shape is not None:
         sizes = (normalized_shape,) if isinstance(normalized_shape, int) else normalized_shape
         if axis is None:
             axis = tuple(range(-len(sizes), 0))
         _check_sizes(shape, axis, sizes)
-    assert axis is not None
-    return arguments.prepare(kind, shape, weight, bias, mask, axis, groups, eps, ("weight", "bias"))
+    return arguments.prepare(KINDS[name], shape, weight, bias, mask, axis, groups, eps, _NAMES)
 
 
 def _check_sizes(
@@ -318,13 +311,3 @@ def _check_tensor(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a torch.Tensor; got {type(value).__name__}.")
     if (value.dtype is not torch.bool) if name == "mask" else (not value.is_floating_point()):
         arguments.check_dtype(name, arrays.dtype(value))
-
-
-def _broadcast(mask: Tensor, input: Tensor) -> Tensor:
-    try:
-        return mask.expand(input.shape)
-    except RuntimeError:
-        raise ValueError(
-            f"mask has the shape {tuple(mask.shape)}, which does not broadcast to the input's, "
-            f"{tuple(input.shape)}."
-        ) from None
