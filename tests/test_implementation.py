@@ -1,6 +1,10 @@
 """Which implementation runs, who says so, and what is told about it."""
 
 import importlib.metadata
+import os
+import pickle
+import subprocess
+import sys
 import threading
 
 import keras
@@ -252,3 +256,17 @@ def test_show_config(capsys, monkeypatch):
     monkeypatch.setattr(native, "unavailable", lambda framework: "there was no compiler")
     truenorm.show_config()
     assert "native      there was no compiler" in capsys.readouterr().out.splitlines()
+
+
+def test_a_call_has_the_hash_of_its_own_process():
+    call = Call(KINDS["group"].view(X.shape, axis=2, groups=2), True, 0.25)
+    assert hash(call) == hash(Call(KINDS["group"].view(X.shape, axis=2, groups=2), True, 0.25))
+    program = (
+        "import pickle, sys\n"
+        "call = pickle.load(sys.stdin.buffer)\n"
+        "assert hash(call) == hash(type(call)(call.view, call.centered, call.epsilon))\n"
+    )
+    environment = os.environ | {"PYTHONHASHSEED": "1"}
+    subprocess.run(
+        [sys.executable, "-c", program], input=pickle.dumps(call), env=environment, check=True
+    )

@@ -33,6 +33,10 @@ class Call:
         # Kept: every cache of eager PyTorch asks, and the view is deep.
         return self._hash
 
+    def __reduce__(self) -> Any:
+        # Without the hash, which another process makes otherwise.
+        return type(self), tuple(getattr(self, one.name) for one in dataclasses.fields(self))
+
 
 class Statistics(NamedTuple):
     """What `moments` takes from x and `apply` uses: arrays of one number for each group, flat.
