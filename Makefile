@@ -35,8 +35,8 @@ quick: .venv/.test
 	$(BIN)/python tests/run.py $(BACKEND) -- -m "not slow" $(ARGS)
 
 # What each of these environments has besides NumPy; all take the wheel that is built first.
-FRONT_torch := torch onnxruntime onnxscript
-FRONT_jax := jax flatbuffers
+FRONT_torch := torch torchvision onnxruntime onnxscript
+FRONT_jax := jax flatbuffers equinox
 FRONT_flax := jax flax
 FRONTS ?= torch jax flax
 fronts: wheel
@@ -97,5 +97,5 @@ clean:
 	touch $@
 
 .venv/.test: .venv/.made pyproject.toml constraints.txt
-	$(PIP) $(foreach backend,$(BACKENDS),$(PACKAGE_$(backend))) -e ".[compare,migrate]" pytest hypothesis jupytext onnxruntime onnxscript tf2onnx flax ruff mypy cmake
+	$(PIP) $(foreach backend,$(BACKENDS),$(PACKAGE_$(backend))) -e ".[compare,migrate]" pytest hypothesis jupytext onnxruntime onnxscript tf2onnx flax equinox torchvision ruff mypy cmake
 	touch $@
