@@ -36,8 +36,8 @@ quick: .venv/.test
 
 # What each of these environments has besides NumPy; all take the wheel that is built first.
 FRONT_torch := torch torchvision onnxruntime onnxscript
-FRONT_jax := jax flatbuffers equinox
-FRONT_flax := jax flax
+FRONT_jax := jax flatbuffers
+FRONT_flax := jax flax equinox
 FRONTS ?= torch jax flax
 fronts: wheel
 	for front in $(FRONTS); do $(MAKE) build/front-$$front || exit 1; done

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = {"torch": "docs/coming-from-pytorch.md", "jax": "docs/coming-from-jax.md"}
-BACKEND = keras.backend.backend()
 
 
 def run_examples(page, **namespace):
@@ -22,10 +20,9 @@ def run_examples(page, **namespace):
     return namespace
 
 
-@pytest.mark.skipif(BACKEND not in PAGES, reason="there is no such page for this backend")
-def test_coming_from_a_framework(monkeypatch):
-    monkeypatch.setenv("KERAS_BACKEND", BACKEND)  # the page sets it: put it back afterwards
-    run_examples(PAGES[BACKEND])
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="this page is of PyTorch")
+def test_coming_from_pytorch():  # that from JAX runs in tests/fronts/flax
+    run_examples("docs/coming-from-pytorch.md")
 
 
 def test_how_to_add_a_normalization(capsys):

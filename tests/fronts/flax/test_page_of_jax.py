@@ -10,6 +10,7 @@ PAGE = pathlib.Path(__file__).parents[3] / "docs" / "coming-from-jax.md"
 
 def test_the_examples():
     equinox = pytest.importorskip("equinox")
+    pytest.importorskip("flax")
     names: dict = {}
     for example in re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf-8"), re.S | re.M):
         exec(compile(example, PAGE.name, "exec"), names)
