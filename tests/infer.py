@@ -27,22 +27,9 @@ CASES = [
     ("layer", {"axis": 1}, (2, 5003, 3)),
     ("rms", {"axis": -1}, SHAPE),
     ("rms", {"axis": 1}, SHAPE),
-    ("filter_response", {"axis": [1, 2]}, SHAPE),
-    ("filter_response", {"axis": [2, 3]}, SHAPE),
+    ("frn", {"axis": [1, 2]}, SHAPE),
+    ("frn", {"axis": [2, 3]}, SHAPE),
 ]
-UNCENTERED = ("filter_response", "rms")
-CLASSES = {
-    "filter_response": "FilterResponseNormalization",
-    "group": "GroupNormalization",
-    "instance": "InstanceNormalization",
-    "layer": "LayerNormalization",
-    "rms": "RMSNormalization",
-}
-
-
-def view_of(kind, options, shape):
-    """Which elements share statistics."""
-    return KINDS["frn" if kind == "filter_response" else kind].view(shape, **options)
 
 
 def specification(kind, options, x, weights, mask):
@@ -51,17 +38,17 @@ def specification(kind, options, x, weights, mask):
     if mask is not None:
         mask = np.broadcast_to(mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x.shape)
     return reference.normalize(
-        x.astype("float64"), gamma, beta, view_of(kind, options, x.shape),
-        epsilon=1e-6 if kind in UNCENTERED else 1e-3, centered=kind not in UNCENTERED, mask=mask,
+        x.astype("float64"), gamma, beta, KINDS[kind].view(x.shape, **options),
+        epsilon=KINDS[kind].epsilon["keras"], centered=KINDS[kind].centered, mask=mask,
     )  # fmt: skip
 
 
 def results(kind, options, x, weights, mask):
     """The result by a layer, its model, the function, and the function in a model."""
-    layer = getattr(truenorm, CLASSES[kind])(**options)
+    layer = getattr(truenorm, KINDS[kind].keras)(**options)
     layer.build(x.shape)
     layer.set_weights([np.reshape(a, b.shape) for a, b in zip(weights, layer.weights, strict=True)])
-    function = getattr(truenorm.ops, f"{kind}_normalization")
+    function = getattr(truenorm.ops, KINDS[kind].function)
     yield "layer", layer(x, mask=mask)
     yield "function", function(x, *weights, mask=mask, **options)
     inputs = keras.Input(x.shape[1:])
@@ -80,18 +67,19 @@ def main() -> int:
     rng = np.random.default_rng(0)
     wrong = 0
     for kind, options, shape in CASES:
-        size = view_of(kind, options, shape).parameter_shape(shape)
-        weights = list(rng.uniform(-2, 2, (1 if kind == "rms" else 2, *size)).astype("float32"))
+        row = KINDS[kind]
+        size = row.view(shape, **options).parameter_shape(shape)
+        weights = list(rng.uniform(-2, 2, (len(row.learned), *size)).astype("float32"))
         masks = [None, rng.random(shape[:1]) < 0.7, rng.random(shape[:2]) < 0.7]
         for mask in masks:
             x = rng.normal(100, 2, shape).astype("float32")
             wanted = specification(kind, options, x, weights, mask)
-            if mask is not None and kind not in UNCENTERED:
+            if mask is not None and row.centered:
                 x[~mask] = np.nan
                 wanted[~mask] = 0
             for name, y in results(kind, options, x, weights, mask):
                 y = ops.convert_to_numpy(y)
-                if mask is not None and kind not in UNCENTERED:
+                if mask is not None and row.centered:
                     y = np.where(mask.reshape(mask.shape + (1,) * (y.ndim - mask.ndim)), y, 0)
                 error = np.max(np.abs(y - wanted) / np.maximum(1, np.abs(wanted)))
                 right = y.shape == wanted.shape and error <= 1e-5

@@ -106,6 +106,15 @@ def test_importing_truenorm_imports_no_framework():
     assert done.returncode == 0, done.stderr
 
 
+def test_importing_truenorm_reads_no_metadata():
+    done = run(
+        "import sys; before = set(sys.modules); import truenorm\n"
+        "found = {'importlib.metadata', 'json'} & (set(sys.modules) - before)\n"
+        "assert not found, found\n"
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("program", ["import truenorm, keras", "import keras, truenorm"])
 def test_keras_opens_files_with_the_layers_that_nobody_named(program, tmp_path):
     path = str(tmp_path / "model.keras")

@@ -1,5 +1,6 @@
 """The functions: their numbers against the specification, their errors, and functional models."""
 
+import dataclasses
 import inspect
 
 import keras
@@ -481,6 +482,19 @@ def test_the_options_of_an_operation_survive_its_config(kind):
     operation = NormalizationOperation(**arguments)
     assert operation.get_config() == arguments
     assert NormalizationOperation.from_config(arguments).get_config() == arguments
+
+
+def test_an_unknown_function_in_a_config_is_named():
+    config = {"function": "no_such", "implementation": None, "options": {}, "name": "norm"}
+    with pytest.raises(ValueError, match=r"function='no_such' is unknown; expected one of batch_n"):
+        NormalizationOperation(**config)
+
+
+def test_a_kind_that_is_added_later_is_known(monkeypatch):
+    new = dataclasses.replace(KINDS["layer"], name="new", title="New normalization")
+    monkeypatch.setitem(KINDS, "new", new)
+    options = {"function": "new_normalization", "implementation": None, "options": {"axis": -1}}
+    assert NormalizationOperation.from_config(options).kind is new
 
 
 def test_the_dtype_of_a_symbolic_result_is_that_of_x():

@@ -1,4 +1,4 @@
-"""The view by brute force: every element's statistics group and gamma index, by definition."""
+"""The view by brute force: every element's statistics group, by definition."""
 
 import itertools
 
@@ -39,30 +39,11 @@ def groups_of(view: View, shape):
     return label.transpose(np.argsort(view.order))
 
 
-def gamma_index(view: View, shape, per_sample):
-    """The flat index into gamma of each element, from one stride per factor."""
-    sizes = [view.size(factor, shape) for factor in view.factors]
-    strides = view.parameter_strides(shape, per_sample)
-    flat = sum(
-        np.arange(size).reshape([-1 if i == j else 1 for j in range(len(sizes))]) * stride
-        for i, (size, stride) in enumerate(zip(sizes, strides, strict=True))
-    )
-    flat = np.broadcast_to(flat, sizes).reshape([shape[axis] for axis in view.order])
-    return flat.transpose(np.argsort(view.order))
-
-
 def check(view: View, shape, labels):
     found = groups_of(view, shape)
     pairs = set(zip(labels.ravel().tolist(), found.ravel().tolist(), strict=True))
     # A bijection between the two sets of labels: the same partition.
     assert len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
-    for per_sample in {False, 0 not in view.parameter_axes}:
-        axes = ((0,) if per_sample else ()) + view.parameter_axes
-        gamma = np.arange(np.prod([shape[axis] for axis in axes])).reshape(
-            [shape[axis] if axis in axes else 1 for axis in range(len(shape))]
-        )
-        expected = np.broadcast_to(gamma, shape)
-        np.testing.assert_array_equal(gamma_index(view, shape, per_sample), expected)
 
 
 @pytest.mark.parametrize(

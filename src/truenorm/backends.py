@@ -6,9 +6,7 @@ inside. So nothing here imports Keras; `watch_keras` waits for whoever does.
 
 import importlib.abc
 import importlib.machinery
-import importlib.metadata
 import importlib.util
-import json
 import os
 import pathlib
 import sys
@@ -49,6 +47,8 @@ def configured_backend() -> str | None:
     """The backend that Keras would take: KERAS_BACKEND, else its configuration file."""
     if name := os.environ.get("KERAS_BACKEND"):
         return name
+    import json  # here, as metadata below: `import truenorm` is to be quick
+
     try:
         name = json.loads(configuration_file().read_text()).get("backend")
     except (OSError, ValueError, AttributeError):
@@ -170,6 +170,8 @@ def _check_keras() -> None:
             "Keras, which this part of truenorm needs, is not installed: pip install keras. "
             "truenorm.torch and truenorm.jax do without."
         )
+    import importlib.metadata
+
     try:
         version = importlib.metadata.version("keras")
     except importlib.metadata.PackageNotFoundError:  # a nightly build, or a path of sources

@@ -20,6 +20,7 @@ from keras import backend
 from truenorm import native
 from truenorm.core import arguments, engine
 from truenorm.core.arguments import check_epsilon, check_group_count, check_single_axis
+from truenorm.core.errors import brief
 from truenorm.core.kinds import KINDS, Kind
 from truenorm.core.plain import Plain
 
@@ -223,7 +224,7 @@ def _apply(
         or isinstance(mask, symbolic)
     ):
         given = {"gamma": gamma, "beta": beta, "mask": mask}
-        operation = NormalizationOperation(_FUNCTIONS[kind], implementation, options)
+        operation = NormalizationOperation(kind.function, implementation, options)
         return operation(x, **{name: one for name, one in given.items() if one is not None})
     return normalize(kind, x, gamma, beta, mask, implementation=implementation, **options)
 
@@ -293,10 +294,6 @@ def _check_dtype(name: str, tensor: Any) -> None:
     arguments.check_dtype(name, backend.standardize_dtype(tensor.dtype))
 
 
-# What the configs of functional models call them.
-_FUNCTIONS = {kind: f"{kind.title.lower().replace(' ', '_')}" for kind in KINDS.values()}
-
-
 @keras.saving.register_keras_serializable("truenorm")
 class NormalizationOperation(keras.Operation):
     """One of the functions above in a functional model, with its options.
@@ -305,6 +302,9 @@ class NormalizationOperation(keras.Operation):
         function: the function's name.
         implementation: its argument of that name.
         options: its other options: epsilon, axis, and groups where it has them.
+
+    Raises:
+        ValueError: there is no such function.
     """
 
     def __init__(
@@ -320,7 +320,13 @@ class NormalizationOperation(keras.Operation):
         self.implementation = implementation
         # Older configs have options that follow from the kind.
         self.options = {k: options[k] for k in ("groups", "axis", "epsilon") if k in options}
-        self.kind = next(kind for kind, known in _FUNCTIONS.items() if known == function)
+        known = {kind.function: kind for kind in KINDS.values()}
+        if function not in known:
+            raise ValueError(
+                f"function={brief(function)} is unknown; expected one of {', '.join(known)}. A "
+                "model of a newer truenorm needs that version."
+            )
+        self.kind = known[function]
 
     def call(
         self,

@@ -62,6 +62,11 @@ class Kind:
     paper: str
     sentence: str
 
+    @property
+    def function(self) -> str:
+        """Its function of Keras' tensors, as truenorm.ops and the configs of models have it."""
+        return self.title.lower().replace(" ", "_")
+
     def default_axis(self, rank: int) -> Axis:
         """The axis, or the axes, of an input of this rank where none is given."""
         return list(range(1, rank - 1)) if self.axis is None else self.axis

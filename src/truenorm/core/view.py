@@ -117,20 +117,6 @@ class View:
         axes = tuple(axis + 1 for axis in self.parameter_axes)
         return View(self.rank + 1, _runs(factors), axes, self.groups)
 
-    def parameter_strides(self, shape: Sequence[int], per_sample: bool = False) -> tuple[int, ...]:
-        """For each factor, how far one step along it moves in the flattened gamma (or beta)."""
-        axes = ((0,) if per_sample else ()) + self.parameter_axes
-        strides = {}
-        for position, axis in enumerate(axes):
-            strides[axis] = math.prod(shape[later] for later in axes[position + 1 :])
-        steps = []
-        for factor in self.factors:
-            stride = strides.get(factor.axis, 0)
-            if factor.part == "group":
-                stride *= self.size(factor._replace(part="within"), shape)
-            steps.append(stride)
-        return tuple(steps)
-
 
 def product(sizes: Iterable[Any]) -> Any:
     """The product of integers or of a framework's run-time scalars."""

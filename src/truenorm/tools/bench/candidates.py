@@ -180,14 +180,11 @@ def _torch(case: Case, trained: bool) -> dict[str, Run]:
     parameters = [one.requires_grad_() for one in parameters]
     made[FUNCTION] = eager(_function(case, parameters), parameters, trained)
     parameters = [one.detach().to(dtype).requires_grad_() for one in parameters]
-    own = _functional(case, parameters)
-    if own is None:
-        return made | {YARDSTICK: eager(lambda x: x * 1.01, [], False)}
-    made[FUNCTIONAL] = eager(own, parameters, trained)
-    torch.compiler.reset()  # what it compiled for other cases counts against a limit
-    made["torch.compile"] = eager(
-        torch.compile(own, fullgraph=True, dynamic=False), parameters, trained
-    )
+    if (own := _functional(case, parameters)) is not None:
+        made[FUNCTIONAL] = eager(own, parameters, trained)
+        torch.compiler.reset()  # what it compiled for other cases counts against a limit
+        compiled = torch.compile(own, fullgraph=True, dynamic=False)
+        made["torch.compile"] = eager(compiled, parameters, trained)
     made[YARDSTICK] = eager(lambda x: x * 1.01, [], False)
     return made
 
