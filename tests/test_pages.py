@@ -30,11 +30,14 @@ def test_how_to_add_a_normalization(capsys):
     assert "8 groups of elements (2 samples × 4 channel groups)" in capsys.readouterr().out
 
 
-def test_the_readme():
+def test_the_readme(capsys):
     x, parameter = np.ones((4, 6, 8), "float32"), np.ones(8, "float32")
     names = run_examples("README.md", x=x, gamma=parameter, beta=parameter, layer=lambda x: x)
     images, labels = np.ones((4, 28, 28, 1), "float32"), np.zeros(4)
     assert np.isfinite(names["model"].fit(images, labels, verbose=0).history["loss"]).all()
+    report = capsys.readouterr().out.partition("1 normalization replaced\n")[2].splitlines()[0]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"    1 normalization replaced\n    {report}\n" in text
 
 
 @pytest.mark.parametrize(

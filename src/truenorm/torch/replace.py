@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import InstanceNorm1d, InstanceNorm3d
 
+from truenorm.core import arguments
 from truenorm.core.errors import brief
 from truenorm.core.kinds import KINDS
 from truenorm.torch import modules
@@ -46,8 +47,8 @@ class Replacement:
 
     Attributes:
         name: the module's name in the model; "" is the model itself.
-        before: its repr.
-        after: that of what is in its place, or None where it was left.
+        before: its repr, with the package of its class in front.
+        after: the same of what is in its place, or None where it was left.
         note: why it was left, or what else there is to know.
     """
 
@@ -98,22 +99,23 @@ def replace(
     same object with the same parameters and hooks, and the same numbers within what truenorm
     promises. A subclass does where it computes the same, or, of layer normalization, the same over
     axis 1; it is tried on a few numbers. With the name of a kind, normalizations over channels
-    (batch, group and instance) become that kind, with their weight and bias.
+    (batch, group and instance) become that kind, with their weight and bias; subclasses, which may
+    do more than normalize, are left.
 
     Args:
         model: any module; one that occurs in it several times is replaced by one.
         to: None, "group", "instance", "layer" (over the channels of each place) or "rms" (the
             same).
         where: takes a module's name and the module, and tells whether it may be replaced.
-        groups: for "group": how many; None is 32, or the most below that divide the channels with
-            more than one channel in each.
+        groups: for "group": how many, or -1 for one per channel; None is 32, or the most below that
+            divide the channels with more than one channel in each.
 
     Returns:
         What was replaced by what, and what was left and why.
 
     Raises:
-        ValueError: `to` is unknown, or groups are given without "group".
-        TypeError: the model is no module.
+        ValueError: `to` is unknown, or groups are given without "group", or are 0 or below -1.
+        TypeError: the model is no module, or groups are no integer.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}.")
@@ -124,14 +126,16 @@ def replace(
         )
     if groups is not None and to != "group":
         raise ValueError(f"groups={brief(groups)} is an option of to='group' alone.")
+    if groups is not None:
+        groups = arguments.check_group_count(groups)
     made: dict[nn.Module, nn.Module] = {}
     done: list[Replacement] = []
     for name, module in model.named_modules():
         if not isinstance(module, _KNOWN) or (where is not None and not where(name, module)):
             continue
-        before = repr(module)
+        before = _shown(module)
         new, note = _same(module) if to is None else _other(module, to, groups)
-        done.append(Replacement(name, before, None if new is None else repr(new), note))
+        done.append(Replacement(name, before, None if new is None else _shown(new), note))
         if new is not None and new is not module:
             made[module] = _take_over(new, module)
     for parent in list(model.modules()):
@@ -143,6 +147,15 @@ def replace(
         tuple(one for one in done if one.after is not None),
         tuple(one for one in done if one.after is None),
     )
+
+
+def _shown(module: nn.Module) -> str:
+    """The module's repr, after the package that one imports its class from."""
+    home = type(module).__module__
+    for package in ("torch.nn", "truenorm.torch"):
+        if home.startswith(f"{package}."):
+            home = package
+    return f"{home}.{module!r}"
 
 
 def _same(module: nn.Module) -> tuple[nn.Module | None, str]:
@@ -215,8 +228,11 @@ def _other(module: nn.Module, to: str, groups: int | None) -> tuple[nn.Module | 
     if not isinstance(module, _CHANNELS):
         return None, "it does not normalize channels in axis 1"
     channels = getattr(module, "num_channels", None) or getattr(module, "num_features", None)
-    if channels is None:
+    if not channels:
         return None, "its number of channels is not known yet"
+    if type(module) not in _CHANNELS and type(module) not in _SAME.values():
+        base = next(one.__name__ for one in type(module).mro() if one in _CHANNELS)
+        return None, f"it is a subclass of {base} that may do more: replace it by hand"
     weight, bias = module.weight, module.bias
     one = weight if isinstance(weight, Tensor) else None
     options: dict[str, Any] = {"eps": module.eps}
@@ -225,6 +241,7 @@ def _other(module: nn.Module, to: str, groups: int | None) -> tuple[nn.Module | 
     pixels = not isinstance(module, (nn.BatchNorm1d, nn.InstanceNorm1d))
     if to == "group":
         count = _groups(channels) if groups is None else groups
+        count = channels if count == -1 else count
         if channels % count:
             return None, f"groups={count} does not divide its {channels} channels"
         if channels == count and not pixels:
@@ -266,6 +283,6 @@ def _groups(channels: int) -> int:
 def _take_over(new: nn.Module, old: nn.Module) -> nn.Module:
     """The new module, with the old one's hooks and mode."""
     for name, value in vars(old).items():
-        if "hooks" in name:
+        if "hook" in name:  # _forward_hooks and the like, and _is_full_backward_hook
             new.__dict__[name] = value
     return new.train(old.training)

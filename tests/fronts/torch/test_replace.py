@@ -119,6 +119,46 @@ def test_hooks_and_mode_survive(model):
     assert seen == ["pre", "hook"]
 
 
+def test_full_backward_hooks_and_hooks_with_keywords_survive():
+    seen = []
+    model = nn.Sequential(nn.BatchNorm2d(4))
+    model[0].register_full_backward_hook(lambda module, dx, dy: seen.append((dx, dy)))
+    model[0].register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True
+    )
+    tn.replace(model, "group", groups=2)
+    mask = torch.tensor([True, False])
+    x = torch.randn(2, 4, 3, 3, requires_grad=True)
+    y = model[0](x, mask=mask)
+    assert seen == [{"mask": mask}]
+    cotangent = torch.randn_like(y)
+    y.backward(cotangent)
+    (dx,), (dy,) = seen[1]
+    torch.testing.assert_close(dx, x.grad)
+    torch.testing.assert_close(dy, cotangent)
+    with pytest.raises(RuntimeError, match="regular backward hooks and full"):
+        model[0].register_backward_hook(lambda *_: None)
+
+
+def test_one_group_for_each_channel():
+    model = nn.Sequential(nn.BatchNorm2d(6), nn.BatchNorm2d(4))
+    tn.replace(model, "group", groups=-1)
+    assert [one.num_groups for one in model] == [6, 4]
+    x = torch.randn(2, 6, 3, 3)
+    torch.testing.assert_close(model[0](x), nn.functional.instance_norm(x))
+
+
+def test_a_report_shows_whose_class_it_was_and_is():
+    model = nn.Sequential(Channels(4), nn.LayerNorm(4))
+    options = "((4,), eps=1e-05, elementwise_affine=True, bias=True)"
+    assert str(tn.replace(model)).splitlines() == [
+        "2 normalizations replaced",
+        f"  0: {__name__}.Channels{options} -> truenorm.torch.LayerNorm"
+        "((4,), eps=1e-05, elementwise_affine=True, bias=True, axis=1)",
+        f"  1: torch.nn.LayerNorm{options} -> truenorm.torch.LayerNorm{options}",
+    ]
+
+
 def test_a_model_that_is_a_normalization():
     norm = nn.LayerNorm(4)
     assert tn.replace(norm).model is norm
@@ -127,9 +167,9 @@ def test_a_model_that_is_a_normalization():
     assert type(report.model) is tn.GroupNorm
     assert str(report).splitlines() == [
         "1 normalization replaced",
-        "  (the model): BatchNorm2d(4, eps=1e-05, momentum=0.1, affine=True, bias=True, "
-        "track_running_stats=True) -> GroupNorm(2, 4, eps=1e-05, affine=True, bias=True) "
-        "(its running statistics are dropped)",
+        "  (the model): torch.nn.BatchNorm2d(4, eps=1e-05, momentum=0.1, affine=True, bias=True, "
+        "track_running_stats=True) -> truenorm.torch.GroupNorm(2, 4, eps=1e-05, "
+        "affine=True, bias=True) (its running statistics are dropped)",
     ]
 
 
@@ -139,6 +179,13 @@ class Scaled(nn.LayerNorm):
 
 
 class Squashed(nn.GroupNorm):
+    def forward(self, x):
+        return torch.relu(super().forward(x))
+
+
+class Activated(nn.BatchNorm2d):
+    """With its activation inside, as timm's BatchNormAct2d."""
+
     def forward(self, x):
         return torch.relu(super().forward(x))
 
@@ -173,6 +220,8 @@ def test_a_subclass_is_known_by_what_it_computes(module, axis):
         (Squashed(2, 4), {}, "it is a subclass of GroupNorm that computes something else"),
         (nn.InstanceNorm2d(4, track_running_stats=True), {}, "it has running statistics"),
         (tn.LayerNorm(4), {}, "it is truenorm's"),
+        (Activated(4), {"to": "group"}, "it is a subclass of BatchNorm2d that may do more"),
+        (Squashed(2, 4), {"to": "rms"}, "it is a subclass of GroupNorm that may do more"),
         (nn.LayerNorm(4), {"to": "group"}, "it does not normalize channels in axis 1"),
         (
             nn.BatchNorm2d(4),
@@ -200,5 +249,10 @@ def test_bad_arguments():
         tn.replace(nn.Sequential(), "batch")
     with pytest.raises(ValueError, match=r"groups=4 is an option of to='group' alone"):
         tn.replace(nn.Sequential(), groups=4)
+    for groups in (0, -2):
+        with pytest.raises(ValueError, match=rf"groups={groups} must be a positive divisor"):
+            tn.replace(nn.Sequential(nn.BatchNorm2d(4)), "group", groups=groups)
+    with pytest.raises(TypeError, match=r"groups=2\.5 must be an integer"):
+        tn.replace(nn.Sequential(nn.BatchNorm2d(4)), "group", groups=2.5)
     with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module; got int"):
         tn.replace(3)
