@@ -19,9 +19,9 @@ import numpy as np
 from truenorm import native
 from truenorm.arrays import jax as arrays
 from truenorm.core import arguments, engine
+from truenorm.core import tlu as thresholded
 from truenorm.core.kinds import KINDS
 from truenorm.core.plain import Plain
-from truenorm.core.view import canonical_axes
 
 __all__ = [
     "filter_response_norm",
@@ -192,25 +192,13 @@ def tlu(x: Array, tau: Array, alpha: Array | None = None, *, axis: int = -1) -> 
         ValueError: tau or alpha has not the size of the channel axis.
     """
     x = _array("x", x)
-    (channel,) = canonical_axes(axis, x.ndim)
-    sizes = [size if one == channel else 1 for one, size in enumerate(x.shape)]
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-    def learned(name: str, value: Array) -> Array:
-        array = _array(name, value)
-        if array.shape != (x.shape[channel],):
-            raise ValueError(
-                f"{name} has the shape {array.shape}, but x of shape {x.shape} with channels in "
-                f"axis {channel} needs {(x.shape[channel],)}."
-            )
-        return array.reshape(sizes).astype(wide.dtype)
-
-    threshold = learned("tau", tau)
-    if alpha is not None:
-        threshold = threshold + learned("alpha", alpha) * wide
-    # Not maximum, which shares the gradient where both are equal. NaN stays NaN.
-    above = (wide >= threshold) | jnp.isnan(wide)
-    return jnp.where(above, wide, threshold).astype(x.dtype)
+    tau = _array("tau", tau)
+    alpha = None if alpha is None else _array("alpha", alpha)
+    shapes = {"tau": tau.shape, "alpha": None if alpha is None else alpha.shape}
+    sizes = thresholded.sizes(x.shape, axis, shapes)
+    compute = jnp.promote_types(x.dtype, jnp.float32)
+    wide = [None if one is None else one.astype(compute).reshape(sizes) for one in (tau, alpha)]
+    return thresholded.compute(arrays, x.astype(compute), *wide).astype(x.dtype)
 
 
 def _compute(

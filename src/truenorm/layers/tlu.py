@@ -6,6 +6,7 @@ from typing import Any
 import keras
 from keras import constraints, initializers, regularizers
 
+from truenorm.core import tlu
 from truenorm.core.view import canonical_axes
 from truenorm.layers.base import RoundedOnce, Shape, checked_axes, wider
 
@@ -95,12 +96,9 @@ class TLU(RoundedOnce):
         x = self.widened(inputs)
         compute_dtype = wider(keras.backend.standardize_dtype(x.dtype), "float32")
         x = keras.ops.cast(x, compute_dtype)
-        threshold = keras.ops.cast(self.tau, compute_dtype)
-        if self.affine:
-            threshold = threshold + keras.ops.cast(self.alpha, compute_dtype) * x
-        # Not maximum, whose gradient where both are equal differs between backends. NaN stays NaN.
-        above = keras.ops.logical_or(x >= threshold, keras.ops.isnan(x))
-        return self.rounded(keras.ops.where(above, x, threshold))
+        tau = keras.ops.cast(self.tau, compute_dtype)
+        alpha = keras.ops.cast(self.alpha, compute_dtype) if self.affine else None
+        return self.rounded(tlu.compute(keras.ops, x, tau, alpha))
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments; those of alpha and shared_axes only where they are used."""

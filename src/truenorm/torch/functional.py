@@ -17,6 +17,7 @@ from torch import Tensor
 from truenorm import native
 from truenorm.arrays import torch as arrays
 from truenorm.core import arguments, engine
+from truenorm.core import tlu as thresholded
 from truenorm.core.call import Call
 from truenorm.core.kinds import KINDS
 from truenorm.core.plain import Plain
@@ -210,22 +211,11 @@ def tlu(input: Tensor, tau: Tensor, alpha: Tensor | None = None, *, axis: int = 
         ValueError: tau or alpha has not the size of the channel axis.
     """
     _check_tensor("input", input)
-    (channel,) = canonical_axes(axis, input.ndim)
-    sizes = [size if one == channel else 1 for one, size in enumerate(input.shape)]
-    for name, one in (("tau", tau), ("alpha", alpha)):
-        if one is not None and tuple(one.shape) != (input.shape[channel],):
-            raise ValueError(
-                f"{name} has the shape {tuple(one.shape)}, but input of shape "
-                f"{tuple(input.shape)} with channels in axis {channel} needs "
-                f"{(input.shape[channel],)}."
-            )
+    shapes = {"tau": tau.shape, "alpha": None if alpha is None else alpha.shape}
+    sizes = thresholded.sizes(input.shape, axis, shapes, "input")
     compute = torch.promote_types(input.dtype, torch.float32)
-    x = input.to(compute)
-    threshold = tau.to(compute).reshape(sizes)
-    if alpha is not None:
-        threshold = threshold + alpha.to(compute).reshape(sizes) * x
-    # Not maximum, which shares the gradient where both are equal. NaN stays NaN.
-    return torch.where((x >= threshold) | torch.isnan(x), x, threshold).to(input.dtype)
+    wide = [None if one is None else one.to(compute).reshape(sizes) for one in (tau, alpha)]
+    return thresholded.compute(arrays, input.to(compute), *wide).to(input.dtype)
 
 
 def _compute(

@@ -129,3 +129,7 @@ def test_tlu():
     x = torch.zeros(1, 4, 1, requires_grad=True)
     functional.tlu(x, torch.zeros(4)).sum().backward()
     assert torch.equal(x.grad, torch.ones_like(x))
+    assert functional.tlu(torch.tensor([[float("nan"), -1.0]]), torch.zeros(2)).isnan()[0, 0]
+    for given, name in (((torch.ones(5),), "tau"), ((torch.ones(4), torch.ones(5)), "alpha")):
+        with pytest.raises(ValueError, match=rf"{name} has the shape \(5,\), but input of shape"):
+            functional.tlu(x, *given)
