@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
 
-from truenorm.core import arguments, engine
+from truenorm.core import arguments
 from truenorm.core.view import canonical_axes, channel_view, integer_axes
 from truenorm.torch import functional
+from truenorm.torch.base import Base, more
 
 __all__ = [
     "TLU",
@@ -31,45 +31,7 @@ __all__ = [
 Axis = int | Sequence[int]
 
 
-class _Lazy:
-    """What the modules share: parameters whose sizes may be those of the first input."""
-
-    _names: tuple[str, ...] = ("weight", "bias")
-
-    def _make_lazy(self, device: Any, dtype: Any) -> None:
-        """Put uninitialized parameters in the place of those there are."""
-        for name in self._names:
-            if getattr(self, name) is not None:
-                options = {"device": device, "dtype": dtype}
-                setattr(self, name, UninitializedParameter(**options))
-
-    def _materialize(self, sizes: tuple[int, ...]) -> None:
-        """Give uninitialized parameters these sizes, and their first values."""
-        lazy = [
-            one
-            for name in self._names
-            if isinstance(one := getattr(self, name), UninitializedParameter)
-        ]
-        for one in lazy:
-            one.materialize(sizes)
-        if lazy:
-            self.reset_parameters()  # type: ignore[attr-defined]
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        for name in self._names:
-            given = state_dict.get(prefix + name)
-            if given is not None and isinstance(getattr(self, name), UninitializedParameter):
-                getattr(self, name).materialize(given.shape)
-        super()._load_from_state_dict(state_dict, prefix, *rest)  # type: ignore[misc]
-
-
-def _more(text: str, **options: tuple[Any, Any]) -> str:
-    """The repr's text, with the options that have another value than their default."""
-    added = [f"{k}={value!r}" for k, (value, default) in options.items() if value != default]
-    return ", ".join([text, *added])
-
-
-class GroupNorm(_Lazy, nn.GroupNorm):
+class GroupNorm(Base, nn.GroupNorm):
     """Group normalization (Wu and He, 2018, arXiv:1803.08494), as `torch.nn.GroupNorm`.
 
     Args:
@@ -105,9 +67,7 @@ class GroupNorm(_Lazy, nn.GroupNorm):
         known = num_groups if num_channels is None else num_channels
         options: Any = {} if bias else {"bias": False}  # which older versions of PyTorch have not
         super().__init__(num_groups, known, eps, affine, device, dtype, **options)
-        self.eps = arguments.check_epsilon(eps, "eps")
-        self.axis = arguments.check_single_axis(axis)
-        self.implementation = engine.check(implementation)
+        self._set_options(eps, arguments.check_single_axis(axis), implementation)
         if num_channels is None:
             self.num_channels: Any = None
             self._make_lazy(device, dtype)
@@ -122,13 +82,40 @@ class GroupNorm(_Lazy, nn.GroupNorm):
             axis=self.axis, mask=mask, implementation=self.implementation,
         )  # fmt: skip
 
-    def extra_repr(self) -> str:
-        """The arguments, as torch.nn has them, and those that differ from its."""
-        implementation = (self.implementation, None)
-        return _more(super().extra_repr(), axis=(self.axis, 1), implementation=implementation)
+
+def _axes(axis: Axis | None, shape: Any, sizes: tuple[int, ...]) -> int | tuple[int, ...] | None:
+    """Axis as the module keeps it, or ValueError where there are more or fewer than sizes."""
+    if axis is None:
+        return None
+    axes = integer_axes(axis)
+    if shape is not None and len(axes) != len(sizes):
+        raise ValueError(
+            f"axis={axis!r} names {len(axes)} axes, but normalized_shape={sizes} has the sizes of "
+            f"{len(sizes)}; give one size for each normalized axis."
+        )
+    return axes if isinstance(axis, (list, tuple)) else axes[0]
 
 
-class LayerNorm(_Lazy, nn.LayerNorm):
+class _OverAxes(Base):
+    """The modules whose statistics are over axes with sizes of their own, normalized_shape."""
+
+    _default_axis = None
+    normalized_shape: Any
+
+    def _forget_shape(self, device: Any, dtype: Any) -> None:
+        """Leave normalized_shape to the first input."""
+        self.normalized_shape = None
+        self._make_lazy(device, dtype)
+
+    def _see(self, input: Tensor) -> None:
+        """Take normalized_shape from the input, where it is the first."""
+        if self.normalized_shape is None:
+            axes = canonical_axes(-1 if self.axis is None else self.axis, input.ndim)
+            self.normalized_shape = tuple(input.shape[one] for one in axes)
+            self._materialize(self.normalized_shape)
+
+
+class LayerNorm(_OverAxes, nn.LayerNorm):
     """Layer normalization (Ba, Kiros and Hinton, 2016, arXiv:1607.06450), as `torch.nn.LayerNorm`.
 
     Args:
@@ -162,30 +149,20 @@ class LayerNorm(_Lazy, nn.LayerNorm):
     ) -> None:
         known: Any = () if normalized_shape is None else normalized_shape
         super().__init__(known, eps, elementwise_affine, bias, device, dtype)
-        self.eps = arguments.check_epsilon(eps, "eps")
-        self.axis = _axes(axis, normalized_shape, self.normalized_shape)
-        self.implementation = engine.check(implementation)
+        self._set_options(eps, _axes(axis, normalized_shape, self.normalized_shape), implementation)
         if normalized_shape is None:
-            self.normalized_shape: Any = None
-            self._make_lazy(device, dtype)
+            self._forget_shape(device, dtype)
 
     def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
         """The normalized input, of its shape and dtype."""
-        if self.normalized_shape is None:
-            self.normalized_shape = _sizes(self.axis, input.shape)
-            self._materialize(self.normalized_shape)
+        self._see(input)
         return functional.layer_norm(
             input, self.normalized_shape, self.weight, self.bias, self.eps,
             axis=self.axis, mask=mask, implementation=self.implementation,
         )  # fmt: skip
 
-    def extra_repr(self) -> str:
-        """The arguments, as torch.nn has them, and those that differ from its."""
-        implementation = (self.implementation, None)
-        return _more(super().extra_repr(), axis=(self.axis, None), implementation=implementation)
 
-
-class RMSNorm(_Lazy, nn.RMSNorm):
+class RMSNorm(_OverAxes, nn.RMSNorm):
     """RMS normalization (Zhang and Sennrich, 2019, arXiv:1910.07467), as `torch.nn.RMSNorm`.
 
     Args:
@@ -217,48 +194,20 @@ class RMSNorm(_Lazy, nn.RMSNorm):
     ) -> None:
         known: Any = () if normalized_shape is None else normalized_shape
         super().__init__(known, eps, elementwise_affine, device, dtype)
-        self.eps = None if eps is None else arguments.check_epsilon(eps, "eps")
-        self.axis = _axes(axis, normalized_shape, self.normalized_shape)
-        self.implementation = engine.check(implementation)
+        self._set_options(eps, _axes(axis, normalized_shape, self.normalized_shape), implementation)
         if normalized_shape is None:
-            self.normalized_shape: Any = None
-            self._make_lazy(device, dtype)
+            self._forget_shape(device, dtype)
 
     def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
         """The normalized input, of its shape and dtype."""
-        if self.normalized_shape is None:
-            self.normalized_shape = _sizes(self.axis, input.shape)
-            self._materialize(self.normalized_shape)
+        self._see(input)
         return functional.rms_norm(
             input, self.normalized_shape, self.weight, self.eps,
             axis=self.axis, mask=mask, implementation=self.implementation,
         )  # fmt: skip
 
-    def extra_repr(self) -> str:
-        """The arguments, as torch.nn has them, and those that differ from its."""
-        implementation = (self.implementation, None)
-        return _more(super().extra_repr(), axis=(self.axis, None), implementation=implementation)
 
-
-def _axes(axis: Axis | None, shape: Any, sizes: tuple[int, ...]) -> int | tuple[int, ...] | None:
-    """Axis as the module keeps it, or ValueError where there are more or fewer than sizes."""
-    if axis is None:
-        return None
-    axes = integer_axes(axis)
-    if shape is not None and len(axes) != len(sizes):
-        raise ValueError(
-            f"axis={axis!r} names {len(axes)} axes, but normalized_shape={sizes} has the sizes of "
-            f"{len(sizes)}; give one size for each normalized axis."
-        )
-    return axes if isinstance(axis, (list, tuple)) else axes[0]
-
-
-def _sizes(axis: Axis | None, shape: Sequence[int]) -> tuple[int, ...]:
-    """The sizes of the normalized axes of an input of this shape."""
-    return tuple(shape[one] for one in canonical_axes(-1 if axis is None else axis, len(shape)))
-
-
-class _InstanceNorm(_Lazy):
+class _InstanceNorm(Base):
     """Instance normalization (Ulyanov et al., 2016, arXiv:1607.08022), as torch.nn's three modules.
 
     Args:
@@ -307,9 +256,7 @@ class _InstanceNorm(_Lazy):
         super().__init__(  # type: ignore[call-arg]
             known, eps, momentum, affine, False, device, dtype, **options
         )
-        self.eps = arguments.check_epsilon(eps, "eps")
-        self.axis = arguments.check_single_axis(axis)
-        self.implementation = engine.check(implementation)
+        self._set_options(eps, arguments.check_single_axis(axis), implementation)
         if num_features is None:
             self.num_features: Any = None
             self._make_lazy(device, dtype)
@@ -338,12 +285,6 @@ class _InstanceNorm(_Lazy):
         )  # fmt: skip
         return y.squeeze(0) if single else y
 
-    def extra_repr(self) -> str:
-        """The arguments, as torch.nn has them, and those that differ from its."""
-        implementation = (self.implementation, None)
-        text = super().extra_repr()  # type: ignore[misc]
-        return _more(text, axis=(self.axis, 1), implementation=implementation)
-
 
 class InstanceNorm1d(_InstanceNorm, nn.InstanceNorm1d):
     """Of (N, C, T) or (C, T)."""
@@ -363,7 +304,7 @@ class InstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
     __doc__ = f"{__doc__}\n\n{_InstanceNorm.__doc__}"
 
 
-class FilterResponseNorm(_Lazy, nn.Module):
+class FilterResponseNorm(Base, nn.Module):
     """Filter response normalization (Singh and Krishnan, 2019, arXiv:1911.09737).
 
     The paper follows it by a `TLU`.
@@ -398,10 +339,8 @@ class FilterResponseNorm(_Lazy, nn.Module):
     ) -> None:
         super().__init__()
         self.num_channels = num_channels
-        self.eps = arguments.check_epsilon(eps, "eps")
         self.affine = affine
-        self.axis = None if axis is None else integer_axes(axis)
-        self.implementation = engine.check(implementation)
+        self._set_options(eps, None if axis is None else integer_axes(axis), implementation)
         options = {"device": device, "dtype": dtype}
         for name in self._names:
             parameter = nn.Parameter(torch.empty(num_channels or 0, **options)) if affine else None
@@ -440,12 +379,12 @@ class FilterResponseNorm(_Lazy, nn.Module):
         learned = (self.learned_eps is not None, False)
         text = f"{self.num_channels}, eps={self.eps}, affine={self.affine}"
         implementation = (self.implementation, None)
-        return _more(
+        return more(
             text, learned_eps=learned, axis=(self.axis, None), implementation=implementation
         )
 
 
-class TLU(_Lazy, nn.Module):
+class TLU(Base, nn.Module):
     """Thresholded linear unit: max(x, tau), with a tau for each channel (arXiv:1911.09737).
 
     Args:
@@ -494,4 +433,4 @@ class TLU(_Lazy, nn.Module):
     def extra_repr(self) -> str:
         """The arguments."""
         text, affine = f"{self.num_channels}", (self.alpha is not None, False)
-        return _more(text, affine=affine, axis=(self.axis, 1))
+        return more(text, affine=affine, axis=(self.axis, 1))

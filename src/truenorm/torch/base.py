@@ -1,0 +1,61 @@
+"""What truenorm's modules for PyTorch share."""
+
+from typing import Any
+
+from torch.nn.parameter import UninitializedParameter
+
+from truenorm.core import arguments, engine
+
+
+class Base:
+    """What the modules share: options, repr, and parameters of the first input's sizes."""
+
+    _names: tuple[str, ...] = ("weight", "bias")
+    _default_axis: int | None = 1
+
+    def _set_options(self, eps: float | None, axis: Any, implementation: str | None) -> None:
+        """Check and keep them; an eps of None stays, and the axis is the caller's to check."""
+        self.eps: Any = None if eps is None else arguments.check_epsilon(eps, "eps")
+        self.axis = axis
+        self.implementation = engine.check(implementation)
+
+    def extra_repr(self) -> str:
+        """The arguments, as torch.nn has them, and those that have not their default."""
+        text = super().extra_repr()  # type: ignore[misc]
+        return more(
+            text,
+            axis=(self.axis, self._default_axis),
+            implementation=(self.implementation, None),
+        )
+
+    def _make_lazy(self, device: Any, dtype: Any) -> None:
+        """Put uninitialized parameters in the place of those there are."""
+        for name in self._names:
+            if getattr(self, name) is not None:
+                options = {"device": device, "dtype": dtype}
+                setattr(self, name, UninitializedParameter(**options))
+
+    def _materialize(self, sizes: tuple[int, ...]) -> None:
+        """Give uninitialized parameters these sizes, and their first values."""
+        lazy = [
+            one
+            for name in self._names
+            if isinstance(one := getattr(self, name), UninitializedParameter)
+        ]
+        for one in lazy:
+            one.materialize(sizes)
+        if lazy:
+            self.reset_parameters()  # type: ignore[attr-defined]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        for name in self._names:
+            given = state_dict.get(prefix + name)
+            if given is not None and isinstance(getattr(self, name), UninitializedParameter):
+                getattr(self, name).materialize(given.shape)
+        super()._load_from_state_dict(state_dict, prefix, *rest)  # type: ignore[misc]
+
+
+def more(text: str, **options: tuple[Any, Any]) -> str:
+    """The repr's text, with the options that have another value than their default."""
+    added = [f"{k}={value!r}" for k, (value, default) in options.items() if value != default]
+    return ", ".join([text, *added])
