@@ -90,6 +90,19 @@ class Core:
     def empty(self, like):
         return misaligned(np.zeros(like.shape, like.dtype), self.offset)
 
+    def moments(self, x):
+        """The statistics and the variance alone."""
+        x = self.arrange(x)
+        statistics = np.zeros((self.groups, 3), self.compute)
+        variance = np.zeros(self.groups, self.compute)
+        check(
+            load()[0].truenorm_forward(
+                ctypes.byref(self.call), address(x), None, None, None, address(statistics),
+                address(variance), None,
+            )
+        )  # fmt: skip
+        return statistics, variance
+
     def forward(self, x, gamma, beta, statistics=None, variance=None):
         x, gamma, beta = self.arrange(x), self.parameter(gamma), self.parameter(beta)
         y = self.empty(x)
@@ -103,14 +116,15 @@ class Core:
         )  # fmt: skip
         return y.transpose(self.recipe.inverse), statistics
 
-    def backward(self, x, gamma, dy, statistics, parameters=True):
+    def backward(self, x, gamma, dy, statistics, parameters=True, dstatistics=None):
         x, gamma, dy = self.arrange(x), self.parameter(gamma), self.arrange(dy)
         dx = self.empty(x)
         sums = [self.empty(gamma) if parameters and gamma is not None else None for _ in range(2)]
         check(
             load()[0].truenorm_backward(
                 ctypes.byref(self.call), address(x), address(gamma), address(dy),
-                address(statistics), address(dx), address(sums[0]), address(sums[1]), None,
+                address(statistics), address(dx), address(sums[0]), address(sums[1]),
+                address(dstatistics), None,
             )
         )  # fmt: skip
         inverse = self.recipe.parameter_inverse

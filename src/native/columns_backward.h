@@ -19,6 +19,7 @@ class BackwardColumns : Columns<T> {
         dy_(static_cast<const T*>(b.dy)),
         dx_(static_cast<T*>(b.dx)),
         statistics_(static_cast<const S*>(b.statistics)),
+        dstatistics_(static_cast<S*>(b.dstatistics)),
         wanted_(b.dgamma || b.dbeta),
         past_(this->streams(dx_)) {}
 
@@ -43,6 +44,7 @@ class BackwardColumns : Columns<T> {
           for (int64_t j = 0; j < 2 * width; ++j) lanes.sum[j] = 0;
           products(t, this->all(), lanes, lanes.sum, lanes.product);
           if (!shape_.by_row) to_parameters(t, lanes.sum, lanes.product, parameters, task);
+          to_statistics(t, lanes.sum, lanes.product, lanes);
           project_lanes(t, lanes.sum, lanes.product, lanes);
           apply(t, this->all(), this->to_next(t, u), lanes, parameters, task);
         }
@@ -59,6 +61,7 @@ class BackwardColumns : Columns<T> {
     const int64_t tasks = ceil_div(chunks_, some);
     const ParameterSums parameters(b_, shared ? tasks : 1, scratch);
     double* sums = scratch.get<double>(units_ * chunks_ * 2 * width);
+    const Lanes lanes(width, scratch);
     if (scratch.failed()) return false;
     done = run_all(executor_, units_ * chunks_, [&](int64_t task) {
       Scratch own;
@@ -75,7 +78,10 @@ class BackwardColumns : Columns<T> {
       double* first = sums + u * chunks_ * 2 * width;
       for (int64_t i = 1; i < chunks_; ++i)
         for (int64_t j = 0; j < 2 * width; ++j) first[j] += first[i * 2 * width + j];
-      if (!shape_.by_row) to_parameters(this->tile(u), first, first + width, parameters, 0);
+      const Tile t = this->tile(u);
+      if (!shape_.by_row) to_parameters(t, first, first + width, parameters, 0);
+      if (dstatistics_) start(t, lanes);
+      to_statistics(t, first, first + width, lanes);
     }
     done = done && run_all(executor_, tasks, [&](int64_t task) {
       task = tasks - 1 - task;
@@ -151,7 +157,7 @@ class BackwardColumns : Columns<T> {
     static S at(const S* numbers, int64_t j) { return numbers[j]; }
   };
   void products(Tile t, RowRange range, Lanes l, double* sum, double* product) const {
-    if (p_.given && (shape_.by_row || !wanted_)) return;
+    if (p_.given && !dstatistics_ && (shape_.by_row || !wanted_)) return;
     const T *x = x_ + t.begin, *dy = dy_ + t.begin;
     const auto with = [&](auto gamma) {
       return [=, &t](int64_t i) {
@@ -182,12 +188,31 @@ class BackwardColumns : Columns<T> {
     });
   }
 
+  // What the sums of a lane are multiplied by to be those of g.
+  auto weight(const Lanes& l) const {
+    return [gamma = l.gamma, scaled = !shape_.by_row](int64_t j) {
+      return scaled ? double(gamma[j]) : 1.0;
+    };
+  }
+
+  // The gradients in the statistics of a tile's groups.
+  void to_statistics(const Tile& t, const double* sum, const double* product, Lanes l) const {
+    const Projector project(p_);
+    const auto weight = this->weight(l);
+    for (int64_t g = 0; dstatistics_ && g < t.groups; ++g) {
+      const int64_t first = g * p_.size[3];
+      const double a = this->over_group(t, g, [&](int64_t j) { return weight(j) * sum[j]; });
+      const double b = this->over_group(t, g, [&](int64_t j) { return weight(j) * product[j]; });
+      project.to_statistics(a, b, l.low[first], l.rstd[first], dstatistics_ + 2 * (t.group + g));
+    }
+  }
+
   // The coefficients of dx in each lane.
   void project_lanes(const Tile& t, const double* sum, const double* product, Lanes l) const {
     const Projector project(p_);
     const bool scaled = !shape_.by_row;
     const int64_t together = p_.size[3];
-    const auto weight = [&](int64_t j) { return scaled ? double(l.gamma[j]) : 1.0; };
+    const auto weight = this->weight(l);
     if (t.groups == t.width) {
       for (int64_t j = 0; j < t.width; ++j) {
         const Projection projection =
@@ -334,6 +359,7 @@ class BackwardColumns : Columns<T> {
   const T* dy_;
   T* dx_;
   const S* statistics_;
+  S* dstatistics_;
   const bool wanted_, past_;
 };
 

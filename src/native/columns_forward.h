@@ -36,7 +36,7 @@ class ForwardColumns : Columns<T> {
             this->moments(t, this->all(), lanes.pivot, lanes.sum, lanes.squares);
             far = statistics(t, lanes.pivot, lanes.sum, lanes.squares);
           }
-          apply(t, this->all(), this->to_next(t, u), lanes);
+          if (y_) apply(t, this->all(), this->to_next(t, u), lanes);
         }
         if (past_) end_of_stream();
         return true;
@@ -65,6 +65,7 @@ class ForwardColumns : Columns<T> {
         far |= statistics(this->tile(u), pivot + u * width, first, first + width);
       }
     }
+    if (!y_) return true;
     // Backwards: what was read last is in the cache still.
     return run_all(executor_, units_ * chunks_, [&](int64_t task) {
       task = units_ * chunks_ - 1 - task;

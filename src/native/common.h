@@ -72,13 +72,13 @@ class Scratch {
 struct Forward {
   const Problem& p;
   const void *x, *gamma, *beta;
-  void *y, *statistics, *variance;
+  void *y, *statistics, *variance;  // y null: statistics alone
   const truenorm_executor* executor;
 };
 struct Backward {
   const Problem& p;
   const void *x, *gamma, *dy, *statistics;
-  void *dx, *dgamma, *dbeta;
+  void *dx, *dgamma, *dbeta, *dstatistics;
   const truenorm_executor* executor;
 };
 
@@ -189,8 +189,9 @@ static inline bool finish(const Problem& p, S pivot, Moments m, S* statistics, S
   return finish(p, 1, &pivot, &m.sum, &m.squares, statistics, variance);
 }
 
-// Sums of a group's gradient g = gamma * dy, and of g * (x - high), where high is the first of the
-// group's statistics; and dx = rstd * gamma * dy + slope * (x - high) + constant.
+// What follows from the sums of a group's gradient g = gamma * dy, and of g * (x - high), where high
+// is the first of the group's statistics: dx = rstd * gamma * dy + slope * (x - high) + constant,
+// and, where the statistics are given, the gradients in these.
 struct Projection {
   double slope, constant;
 };
@@ -206,6 +207,13 @@ struct Projector {
     if (given) return {0, 0};
     const double slope = -rstd * rstd * rstd * (gx - low * g) * part;
     return {slope, centered ? -rstd * g * part - slope * low : 0};
+  }
+
+  // Write the gradients in the group's mean and variance.
+  template <class S>
+  void to_statistics(double g, double gx, double low, double rstd, S* to) const {
+    to[0] = centered ? S(-rstd * g) : S(0);
+    to[1] = S(-0.5 * rstd * rstd * rstd * (gx - low * g));
   }
 };
 

@@ -121,7 +121,7 @@ ffi::Error backward(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer gamma
   return result(truenorm_backward(&call, x.untyped_data(), gamma.untyped_data(),
                                   dy.untyped_data(), statistics.untyped_data(),
                                   dx->untyped_data(), dgamma->untyped_data(),
-                                  dbeta->untyped_data(), &executor));
+                                  dbeta->untyped_data(), nullptr, &executor));
 }
 
 }  // namespace

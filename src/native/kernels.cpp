@@ -40,9 +40,9 @@ bool forward(const Problem& p, const void* x, const void* gamma, const void* bet
 }
 
 bool backward(const Problem& p, const void* x, const void* gamma, const void* dy,
-              const void* statistics, void* dx, void* dgamma, void* dbeta,
+              const void* statistics, void* dx, void* dgamma, void* dbeta, void* dstatistics,
               const truenorm_executor* executor) {
-  const Backward b{p, x, gamma, dy, statistics, dx, dgamma, dbeta, executor};
+  const Backward b{p, x, gamma, dy, statistics, dx, dgamma, dbeta, dstatistics, executor};
   switch (p.dtype) {
     case TRUENORM_FLOAT32: return backward_of<float>(b);
     case TRUENORM_FLOAT64: return backward_of<double>(b);

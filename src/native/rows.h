@@ -238,8 +238,9 @@ static bool forward_rows(const Forward& f) {
             finish(p, mean, row_moments(from, n, mean), to, own);
           }
         }
-        row_forward(past, shape, row, 0, n, to_next<T>(row, stop, n, 1), from, gamma, beta, to,
-                    y + row * n);
+        if (y)
+          row_forward(past, shape, row, 0, n, to_next<T>(row, stop, n, 1), from, gamma, beta, to,
+                      y + row * n);
       }
       if (past) end_of_stream();
       return true;
@@ -271,6 +272,7 @@ static bool forward_rows(const Forward& f) {
       far |= finish(p, pivot(row), m, statistics + 3 * row, variance ? variance + row : nullptr);
     }
   }
+  if (!y) return true;
   // Backwards: what was read last is in the cache still.
   return run_all(f.executor, rows * chunks, [&](int64_t task) {
     task = rows * chunks - 1 - task;
@@ -393,7 +395,9 @@ class BackwardRows {
         gamma_(static_cast<const S*>(b.gamma)),
         statistics_(static_cast<const S*>(b.statistics)),
         dx_(static_cast<T*>(b.dx)),
+        dstatistics_(static_cast<S*>(b.dstatistics)),
         wanted_(b.dgamma || b.dbeta),
+        summed_(!b.p.given || b.dstatistics),
         past_(row_streams(b.p, shape_, dx_)) {}
 
   bool run() {
@@ -516,7 +520,11 @@ class BackwardRows {
   }
 
   Projection project_row(int64_t row, Sums sums) const {
-    return Projector(p_)(sums.g, sums.product, statistics_[3 * row + 1], statistics_[3 * row + 2]);
+    const double low = statistics_[3 * row + 1], rstd = statistics_[3 * row + 2];
+    const Projector project(p_);
+    if (dstatistics_)
+      project.to_statistics(sums.g, sums.product, low, rstd, dstatistics_ + 2 * row);
+    return project(sums.g, sums.product, low, rstd);
   }
 
   bool run_whole_rows() {
@@ -528,8 +536,8 @@ class BackwardRows {
     if (scratch.failed()) return false;
     const bool done = run_all(b_.executor, tasks, [&](int64_t task) {
       return rows(least(p_.groups, task * some), least(p_.groups, (task + 1) * some), 0, n_,
-                  parameters, task, !p_.given, [&](int64_t row) {
-                    if (p_.given) return Projection{0, 0};
+                  parameters, task, summed_, [&](int64_t row) {
+                    if (!summed_) return Projection{0, 0};
                     return project_row(row, sums(row, 0, n_, wanted_ ? &parameters : nullptr, task));
                   });
     });
@@ -549,14 +557,14 @@ class BackwardRows {
     Projection* projections = scratch.get<Projection>(p_.groups);
     const ParameterSums parameters(b_, apart ? 1 : tasks, scratch);
     if (scratch.failed()) return false;
-    run_all(b_.executor, p_.given ? 0 : p_.groups * chunks, [&](int64_t task) {
+    run_all(b_.executor, summed_ ? p_.groups * chunks : 0, [&](int64_t task) {
       const int64_t begin = task % chunks * chunk;
       partial[task] = sums(task / chunks, begin, least(n_, begin + chunk));
       return true;
     });
     for (int64_t row = 0; row < p_.groups; ++row) {
       Sums all;
-      for (int64_t i = row * chunks; i < (row + 1) * chunks && !p_.given; ++i) {
+      for (int64_t i = row * chunks; i < (row + 1) * chunks && summed_; ++i) {
         all.g += partial[i].g;
         all.product += partial[i].product;
       }
@@ -580,7 +588,10 @@ class BackwardRows {
   const T *x_, *dy_;
   const S *gamma_, *statistics_;
   T* dx_;
-  const bool wanted_, past_;
+  S* dstatistics_;
+  const bool wanted_;  // the gradients of gamma and beta
+  const bool summed_;  // the products of each row, before dx
+  const bool past_;
 };
 
 }  // namespace TRUENORM_ISA

@@ -45,7 +45,7 @@ class ShortRows {
       for (int64_t block = task * some; block < least(blocks, (task + 1) * some); ++block)
         r.backward_block(block * kRows, static_cast<const T*>(b.dy),
                          static_cast<const S*>(b.statistics), static_cast<T*>(b.dx),
-                         wanted ? to_gamma : nullptr, to_beta);
+                         static_cast<S*>(b.dstatistics), wanted ? to_gamma : nullptr, to_beta);
       for (int64_t i = 0; wanted && i < r.n_; ++i)
         parameters.add(task, i * r.step_, to_gamma[i].total(), to_beta[i].total());
       return true;
@@ -179,6 +179,7 @@ class ShortRows {
         if (variance) variance[first + r] = found.at[r];
       }
     }
+    if (!y) return;
     for (int64_t j = 0; j < kRows; j += kLanes<T>) {
       const V h = high.vector(j), a = rstd.vector(j), b = -low.vector(j) * a;
       for (int64_t i = 0; i < n_; ++i) {
@@ -190,7 +191,7 @@ class ShortRows {
   }
 
   // Adds the terms of each element's gradients of gamma and beta where to_gamma is not null.
-  void backward_block(int64_t first, const T* cotangent, const S* statistics, T* dx,
+  void backward_block(int64_t first, const T* cotangent, const S* statistics, T* dx, S* dstatistics,
                       WideSum<T>* to_gamma, WideSum<T>* to_beta) const {
     Block x, dy;
     Line high, low, rstd, slope, constant;
@@ -212,6 +213,10 @@ class ShortRows {
       add_to(product + j, b);
     }
     const Projector project(p_);
+    const int64_t rows = least(kRows, rows_ - first);
+    for (int64_t r = 0; dstatistics && r < rows; ++r)
+      project.to_statistics(sum[r], product[r], low.at[r], rstd.at[r],
+                            dstatistics + 2 * (first + r));
     for (int64_t r = 0; r < kRows; ++r) {
       const Projection projection = project(sum[r], product[r], low.at[r], rstd.at[r]);
       slope.at[r] = S(projection.slope);

@@ -266,7 +266,8 @@ void backward(void* attributes, TF_OpKernelContext* context) {
       return;
   }
   tensors.good(truenorm_backward(&call, api.data(x), api.data(gamma), api.data(dy), given,
-                                 api.data(dx), api.data(dgamma), api.data(dbeta), nullptr));
+                                 api.data(dx), api.data(dgamma), api.data(dbeta), nullptr,
+                                 nullptr));
 }
 
 void same_shape(TF_ShapeInferenceContext* context, int input, int output, TF_Status* status) {

@@ -225,7 +225,7 @@ void backward(Value* stack, uint64_t, uint64_t) {
   Owned dgamma(gamma.rank(), gamma.shape(), gamma.dtype());
   Owned dbeta(gamma.rank(), gamma.shape(), gamma.dtype());
   raise(truenorm_backward(&call, x.data(), gamma.data(), dy.data(), statistics.data(), dx.data(),
-                          dgamma.data(), dbeta.data(), Executor().get()));
+                          dgamma.data(), dbeta.data(), nullptr, Executor().get()));
   stack[0] = dx.give();
   stack[1] = dgamma.give();
   stack[2] = dbeta.give();

@@ -18,7 +18,7 @@ namespace truenorm {
   bool forward(const Problem&, const void* x, const void* gamma, const void* beta, void* y,     \
                void* statistics, void* variance, const truenorm_executor*);                     \
   bool backward(const Problem&, const void* x, const void* gamma, const void* dy,               \
-                const void* statistics, void* dx, void* dgamma, void* dbeta,                    \
+                const void* statistics, void* dx, void* dgamma, void* dbeta, void* dstatistics, \
                 const truenorm_executor*);                                                      \
   }
 
@@ -137,7 +137,7 @@ int truenorm_forward(const truenorm_call* call, const void* x, const void* gamma
     if (variance) std::memset(variance, 0, size_t(p.groups * compute));
     return 0;
   }
-  if (!x || !y || !statistics) return fail("a null pointer was passed");
+  if (!x || !statistics || (!y && p.given)) return fail("a null pointer was passed");
   if (!aligned(x, storage) || !aligned(y, storage) || !aligned(gamma, compute) ||
       !aligned(beta, compute) || !aligned(statistics, compute) || !aligned(variance, compute))
     return fail("a pointer is not aligned to its element size");
@@ -148,21 +148,24 @@ int truenorm_forward(const truenorm_call* call, const void* x, const void* gamma
 
 int truenorm_backward(const truenorm_call* call, const void* x, const void* gamma, const void* dy,
                       const void* statistics, void* dx, void* dgamma, void* dbeta,
-                      const truenorm_executor* executor) {
+                      void* dstatistics, const truenorm_executor* executor) {
   Problem p;
   if (check(call, &p)) return 1;
   const int64_t storage = bytes_of(p.dtype), compute = storage == 8 ? 8 : 4;
+  if (dstatistics && !p.given)
+    return fail("dstatistics was passed, and the statistics are not given: pass NULL");
   if (p.elements == 0) {
     for (void* sum : {dgamma, dbeta})
       if (sum) std::memset(sum, 0, size_t(p.parameters * compute));
+    if (dstatistics) std::memset(dstatistics, 0, size_t(p.groups * 2 * compute));
     return 0;
   }
   if (!x || !dy || !statistics || !dx) return fail("a null pointer was passed");
   if (!aligned(x, storage) || !aligned(dy, storage) || !aligned(dx, storage) ||
       !aligned(gamma, compute) || !aligned(dgamma, compute) || !aligned(dbeta, compute) ||
-      !aligned(statistics, compute))
+      !aligned(statistics, compute) || !aligned(dstatistics, compute))
     return fail("a pointer is not aligned to its element size");
-  return kernels()->backward(p, x, gamma, dy, statistics, dx, dgamma, dbeta, executor)
+  return kernels()->backward(p, x, gamma, dy, statistics, dx, dgamma, dbeta, dstatistics, executor)
              ? 0
              : fail("out of memory");
 }

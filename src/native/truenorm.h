@@ -31,7 +31,7 @@ enum truenorm_dtype { TRUENORM_FLOAT32, TRUENORM_FLOAT64, TRUENORM_BFLOAT16, TRU
 // Flags of a call.
 enum {
   TRUENORM_CENTERED = 1,  // subtract the mean; else the statistic is the root mean square
-  TRUENORM_GIVEN = 2      // `statistics` is an input, and constant to the gradient
+  TRUENORM_GIVEN = 2      // `statistics` is an input, and constant to the gradient in x
 };
 
 // Which elements share statistics: the recipe of `truenorm/view.py` and the shape to fill in.
@@ -68,15 +68,19 @@ TRUENORM_API int truenorm_sizes(const truenorm_call* call, int64_t* groups, int6
 
 // y, of x's shape and dtype, and for each group three statistics: the mean rounded, what the
 // rounding left of it, and 1 / sqrt(variance + epsilon). gamma, beta and variance (one number for
-// each group) may be NULL.
+// each group) may be NULL; so may y, where the statistics are not given: then nothing else is
+// computed.
 TRUENORM_API int truenorm_forward(const truenorm_call* call, const void* x, const void* gamma,
                                   const void* beta, void* y, void* statistics, void* variance,
                                   const truenorm_executor* executor);
 
-// The gradient of sum(dy * y) in x, gamma and beta. gamma, and dgamma and dbeta, may be NULL.
+// The gradient of sum(dy * y) in x, gamma and beta; and, where the statistics are given, in each
+// group's mean and variance (two numbers for each group). gamma, dgamma, dbeta and dstatistics may
+// be NULL.
 TRUENORM_API int truenorm_backward(const truenorm_call* call, const void* x, const void* gamma,
                                    const void* dy, const void* statistics, void* dx, void* dgamma,
-                                   void* dbeta, const truenorm_executor* executor);
+                                   void* dbeta, void* dstatistics,
+                                   const truenorm_executor* executor);
 
 // The instruction set in use ("avx512", "avx2", "baseline", "neon"); a list, separated by spaces,
 // of those that this build has and this machine can run; and one to use from now on, for tests.

@@ -268,6 +268,63 @@ def test_the_variance_is_an_output(isa):
         np.testing.assert_allclose(variance, exact.ravel(), rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", NUMPY)
+def test_statistics_alone_are_those_of_a_normalization(dtype, isa, threads):
+    for case in UNMASKED + LARGE:
+        x, gamma, beta, _ = draw(case, 5, 2, dtype)
+        core = core_of(case, dtype)
+        variance = np.zeros(core.groups, core.compute)
+        _, statistics = core.forward(x, gamma, beta, variance=variance)
+        for count in (1, 3):
+            threads(count)
+            for one, other in zip((statistics, variance), core.moments(x), strict=True):
+                assert one.tobytes() == other.tobytes(), case
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("case", UNMASKED + LARGE, ids=str)
+def test_the_gradient_in_given_statistics(case, dtype, isa, threads):
+    x, gamma, beta, dy = draw(case, 5, 2, dtype)
+    core = core_of(case, dtype)
+    _, statistics = core.forward(x, gamma, beta)
+    core.call.flags |= GIVEN
+    found = []
+    for count, parameters in ((1, True), (3, True), (1, False)):
+        threads(count)
+        dstatistics = np.full((core.groups, 2), np.nan, core.compute)
+        results = core.backward(x, gamma, dy, statistics, parameters, dstatistics)
+        found.append((*(one.tobytes() for one in results if one is not None), dstatistics))
+        np.testing.assert_array_equal(results[0], core.backward(x, gamma, dy, statistics)[0])
+    assert found[0][:-1] == found[1][:-1]
+    assert found[0][0] == found[2][0]
+    for other in found[1:]:
+        assert found[0][-1].tobytes() == other[-1].tobytes()
+
+    wide = np.longdouble if dtype == "float64" else np.float64
+    scale = reference.parameter(gamma.astype(wide), 1, x, case.view)
+    expanded, reduced = reference.expand(x.astype(wide), case.view)
+    g, _ = reference.expand(scale * dy.astype(wide), case.view)
+    shape = [1 if i in reduced else n for i, n in enumerate(expanded.shape)]
+    high, low, rstd = (one.reshape(shape) for one in statistics.astype(wide).T)
+    unit = 2e-14 if dtype == "float64" else 4e-6
+    terms = (-rstd * g * case.centered, -0.5 * rstd**3 * g * (expanded - high - low))
+    for one, term in zip(dstatistics.T, terms, strict=True):
+        norm = np.sqrt((term**2).sum(reduced)).ravel()
+        assert (abs(one - term.sum(reduced).ravel()) <= unit * norm).all()
+
+
+def test_what_the_halves_cannot_take_is_an_error():
+    case = Case("layer", "layer", (70, 20))
+    x, gamma, beta, dy = draw(case, 0, 1, "float32")
+    core = core_of(case, "float32")
+    _, statistics = core.forward(x, gamma, beta)
+    with pytest.raises(ValueError, match="dstatistics was passed"):
+        core.backward(x, gamma, dy, statistics, dstatistics=np.zeros((core.groups, 2), np.float32))
+    core.call.flags |= GIVEN
+    with pytest.raises(ValueError, match="a null pointer"):
+        core.moments(x)
+
+
 @pytest.mark.parametrize("given", [(True, False), (False, True), (False, False)], ids=str)
 @pytest.mark.parametrize("case", UNMASKED[::4], ids=str)
 def test_gamma_and_beta_may_be_absent(case, given, isa):

@@ -174,7 +174,7 @@ void one(Random& random) {
   if (truenorm_backward(&p.call, x.as<void>(), scaled ? gamma.as<void>() : nullptr,
                         dy.as<void>(), statistics.as<void>(), dx.as<void>(),
                         asked ? dgamma.as<void>() : nullptr, asked ? dbeta.as<void>() : nullptr,
-                        nullptr))
+                        nullptr, nullptr))
     fail("backward failed");
   if (p.call.dtype == TRUENORM_FLOAT16 || !p.elements) return;
 
