@@ -1,4 +1,4 @@
-// Columns, backward: dx, dgamma and dbeta.
+// Columns, backward: dx, dgamma, dbeta and dstatistics.
 
 namespace truenorm {
 namespace TRUENORM_ISA {

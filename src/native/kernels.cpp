@@ -10,6 +10,8 @@
 //
 #include "columns_backward.h"
 #include "columns_forward.h"
+#include "rows_backward.h"
+#include "rows_forward.h"
 #include "short_rows.h"
 
 namespace truenorm {

@@ -4,7 +4,12 @@
 //     truenorm::forward(x, gamma, beta, recipe, groups, epsilon, centered) -> (y, statistics)
 //     truenorm::backward(x, gamma, dy, statistics, recipe, groups, epsilon, centered)
 //         -> (dx, dgamma, dbeta)
+//     truenorm::moments(x, recipe, groups, epsilon, centered) -> (statistics, variance)
+//     truenorm::apply(x, gamma, beta, statistics, recipe, groups, epsilon, centered) -> y
+//     truenorm::apply_backward(x, gamma, dy, statistics, recipe, groups, epsilon, centered)
+//         -> (dx, dgamma, dbeta, dstatistics)
 //
+// `statistics` are three numbers for each group, and `dstatistics` two, as in truenorm.h.
 // All tensors are on the CPU; the Python side sees to that. However they lie in memory, the kernels
 // get them contiguous and aligned: `Owned` copies those that are not. `recipe` packs the factors of
 // truenorm.h into one integer, five bits each, the outermost lowest: 1 + part + 3 * run +
@@ -171,6 +176,12 @@ T number(Value value) {
 struct Call : truenorm_call {
   int64_t unpacked[4 * 12];
 
+  Call(const Call& other) : truenorm_call(other) {
+    std::memcpy(unpacked, other.unpacked, sizeof unpacked);
+    factors = unpacked;
+  }
+  Call& operator=(const Call&) = delete;
+
   Call(const Owned& x, const Value* arguments) {
     switch (x.dtype()) {
       case kFloat32: dtype = TRUENORM_FLOAT32; break;
@@ -205,12 +216,16 @@ void raise(int status) {
   if (status) throw std::runtime_error(std::string("truenorm: ") + truenorm_error());
 }
 
+int64_t group_count(const Call& call) {
+  int64_t groups, parameters;
+  raise(truenorm_sizes(&call, &groups, &parameters));
+  return groups;
+}
+
 void forward(Value* stack, uint64_t, uint64_t) {
   const Owned x(stack[0]), gamma(stack[1]), beta(stack[2]);
   const Call call(x, stack + 3);
-  int64_t groups, parameters;
-  raise(truenorm_sizes(&call, &groups, &parameters));
-  const int64_t shape[] = {groups, 3};
+  const int64_t shape[] = {group_count(call), 3};
   Owned y(call.rank, call.shape, x.dtype()), statistics(2, shape, call.compute_dtype());
   raise(truenorm_forward(&call, x.data(), gamma.data(), beta.data(), y.data(), statistics.data(),
                          nullptr, Executor().get()));
@@ -218,17 +233,53 @@ void forward(Value* stack, uint64_t, uint64_t) {
   stack[1] = statistics.give();
 }
 
+void moments(Value* stack, uint64_t, uint64_t) {
+  const Owned x(stack[0]);
+  const Call call(x, stack + 1);
+  const int64_t shape[] = {group_count(call), 3};
+  Owned statistics(2, shape, call.compute_dtype()), variance(1, shape, call.compute_dtype());
+  raise(truenorm_forward(&call, x.data(), nullptr, nullptr, nullptr, statistics.data(),
+                         variance.data(), Executor().get()));
+  stack[0] = statistics.give();
+  stack[1] = variance.give();
+}
+
+// A call whose statistics are given: as many as x has groups.
+Call given(Call call, const Owned& statistics) {
+  const int64_t groups = group_count(call), found = statistics.rank() ? statistics.shape()[0] : 1;
+  if (found != groups)
+    throw std::runtime_error("truenorm: the statistics are of " + std::to_string(found) +
+                             " groups; x has " + std::to_string(groups));
+  call.flags |= TRUENORM_GIVEN;
+  return call;
+}
+
+void apply(Value* stack, uint64_t, uint64_t) {
+  const Owned x(stack[0]), gamma(stack[1]), beta(stack[2]), statistics(stack[3]);
+  const Call call = given(Call(x, stack + 4), statistics);
+  Owned y(call.rank, call.shape, x.dtype());
+  raise(truenorm_forward(&call, x.data(), gamma.data(), beta.data(), y.data(), statistics.data(),
+                         nullptr, Executor().get()));
+  stack[0] = y.give();
+}
+
+template <bool given_statistics>
 void backward(Value* stack, uint64_t, uint64_t) {
   const Owned x(stack[0]), gamma(stack[1]), dy(stack[2]), statistics(stack[3]);
-  const Call call(x, stack + 4);
+  const Call as_passed(x, stack + 4);
+  const Call call = given_statistics ? given(as_passed, statistics) : as_passed;
+  const int64_t shape[] = {given_statistics ? statistics.shape()[0] : 0, 2};
+  Owned dstatistics(2, shape, call.compute_dtype());
   Owned dx(call.rank, call.shape, x.dtype());
   Owned dgamma(gamma.rank(), gamma.shape(), gamma.dtype());
   Owned dbeta(gamma.rank(), gamma.shape(), gamma.dtype());
   raise(truenorm_backward(&call, x.data(), gamma.data(), dy.data(), statistics.data(), dx.data(),
-                          dgamma.data(), dbeta.data(), nullptr, Executor().get()));
+                          dgamma.data(), dbeta.data(),
+                          given_statistics ? dstatistics.data() : nullptr, Executor().get()));
   stack[0] = dx.give();
   stack[1] = dgamma.give();
   stack[2] = dbeta.give();
+  if (given_statistics) stack[3] = dstatistics.give();
 }
 
 }  // namespace
@@ -262,7 +313,12 @@ TRUENORM_EXPORT const char* truenorm_torch_register() {
       std::string("forward(Tensor x, Tensor gamma, Tensor beta, ") + options +
           ") -> (Tensor, Tensor)",
       std::string("backward(Tensor x, Tensor gamma, Tensor dy, Tensor statistics, ") + options +
-          ") -> (Tensor, Tensor, Tensor)"};
+          ") -> (Tensor, Tensor, Tensor)",
+      std::string("moments(Tensor x, ") + options + ") -> (Tensor, Tensor)",
+      std::string("apply(Tensor x, Tensor gamma, Tensor beta, Tensor statistics, ") + options +
+          ") -> Tensor",
+      std::string("apply_backward(Tensor x, Tensor gamma, Tensor dy, Tensor statistics, ") +
+          options + ") -> (Tensor, Tensor, Tensor, Tensor)"};
   Library definitions, kernels;  // kept: the operations end with the process
   if (api.library_fragment("truenorm", __FILE__, __LINE__, &definitions))
     return "room for the operations";
@@ -270,7 +326,10 @@ TRUENORM_EXPORT const char* truenorm_torch_register() {
     if (api.library_define(definitions, schema.c_str())) return "the operations' definition";
   if (api.library_of_key("truenorm", "CPU", __FILE__, __LINE__, &kernels) ||
       api.library_implement(kernels, "forward", forward) ||
-      api.library_implement(kernels, "backward", backward))
+      api.library_implement(kernels, "backward", backward<false>) ||
+      api.library_implement(kernels, "moments", moments) ||
+      api.library_implement(kernels, "apply", apply) ||
+      api.library_implement(kernels, "apply_backward", backward<true>))
     return "the operations' kernels";
   return nullptr;
 }

@@ -106,7 +106,11 @@ def test_memory_of_the_operands_of_the_operations(kind):
     code = recipe.recipe(KINDS["layer"].view(x.shape, -1)).code
     options = (code, -1, 1e-3, True)
 
-    def differs(operation, *operands):
+    def differs(name, *operands):
+        def operation(*operands):
+            results = getattr(torch.ops.truenorm, name).default(*operands)
+            return results if isinstance(results, tuple) else (results,)
+
         for place in range(len(operands)):
             odd = [MEMORY[kind](one) if i == place else one for i, one in enumerate(operands)]
             expected = operation(*(resolved(one) for one in odd), *options)
@@ -115,9 +119,12 @@ def test_memory_of_the_operands_of_the_operations(kind):
                 traced = operation(*map(mode.from_tensor, odd), *options)
             assert [one.stride() for one in traced] == [one.stride() for one in expected]
 
-    forward, backward = torch.ops.truenorm.forward.default, torch.ops.truenorm.backward.default
-    differs(forward, x, gamma, beta)
-    differs(backward, x, gamma, dy, forward(x, gamma, beta, *options)[1])
+    statistics, _ = torch.ops.truenorm.moments.default(x, *options)
+    differs("forward", x, gamma, beta)
+    differs("backward", x, gamma, dy, statistics)
+    differs("moments", x)
+    differs("apply", x, gamma, beta, statistics)
+    differs("apply_backward", x, gamma, dy, statistics)
 
 
 @pytest.mark.parametrize("kind", MEMORY)
@@ -176,6 +183,23 @@ def test_a_gradient_penalty_matches_plain():
         return torch.autograd.grad((dx.square().sum(1).sqrt() - 1).square().sum(), (x, gamma))
 
     assert_same(step(None), step("plain"), atol=1e-3)
+
+
+def test_a_gradient_penalty_where_gamma_depends_on_x():
+    """The first gradient in x takes the path through gamma once."""
+
+    def by_hand(x, gamma):
+        variance, mean = torch.var_mean(x, 1, correction=0, keepdim=True)
+        return gamma * (x - mean) / torch.sqrt(variance + 1e-3)
+
+    def step(normalize):
+        (x,) = tensors((5, 6), dtype=torch.float64)
+        y = normalize(x, x.exp().mean(0))
+        (dx,) = torch.autograd.grad((y**3).sum(), x, create_graph=True)
+        return dx, *torch.autograd.grad(dx.square().sum(), x)
+
+    native = lambda x, gamma: ops.layer_normalization(x, gamma, implementation="native")  # noqa: E731
+    assert_same(step(native), step(by_hand), atol=1e-10)
 
 
 def test_torch_func_takes_plain_and_says_so():

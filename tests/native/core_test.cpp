@@ -171,6 +171,27 @@ void one(Random& random) {
                        shifted ? beta.as<void>() : nullptr, y.as<void>(), statistics.as<void>(),
                        random.below(2) ? variance.as<void>() : nullptr, nullptr))
     fail("forward failed");
+  // The halves: the statistics alone, and y and its gradient where these are given.
+  Array alone(3 * p.groups, compute, offset), dstatistics(2 * p.groups, compute, offset);
+  Array again(p.elements, bytes, offset), dgiven(p.elements, bytes, offset);
+  if (truenorm_forward(&p.call, x.as<void>(), nullptr, nullptr, nullptr, alone.as<void>(),
+                       random.below(2) ? variance.as<void>() : nullptr, nullptr))
+    fail("forward without y failed");
+  if (std::memcmp(alone.as<void>(), statistics.as<void>(), size_t(3 * p.groups * compute)))
+    fail("statistics alone are not those beside y");
+  truenorm_call given = p.call;
+  given.flags |= TRUENORM_GIVEN;
+  if (truenorm_forward(&given, x.as<void>(), scaled ? gamma.as<void>() : nullptr,
+                       shifted ? beta.as<void>() : nullptr, again.as<void>(), alone.as<void>(),
+                       nullptr, nullptr))
+    fail("forward with given statistics failed");
+  if (std::memcmp(again.as<void>(), y.as<void>(), size_t(p.elements * bytes)))
+    fail("y of given statistics is not y");
+  if (truenorm_backward(&given, x.as<void>(), scaled ? gamma.as<void>() : nullptr, dy.as<void>(),
+                        statistics.as<void>(), dgiven.as<void>(),
+                        asked ? dgamma.as<void>() : nullptr, asked ? dbeta.as<void>() : nullptr,
+                        dstatistics.as<void>(), nullptr))
+    fail("backward with given statistics failed");
   if (truenorm_backward(&p.call, x.as<void>(), scaled ? gamma.as<void>() : nullptr,
                         dy.as<void>(), statistics.as<void>(), dx.as<void>(),
                         asked ? dgamma.as<void>() : nullptr, asked ? dbeta.as<void>() : nullptr,
@@ -212,6 +233,15 @@ void one(Random& random) {
     agree("dx", number(dx, e, bytes),
           rstd * (scale(e) * number(dy, e, bytes) - (centered ? in(g, e) : 0) - hat(e) * in(gx, e)),
           4 * rstd);
+    agree("dx of given statistics", number(dgiven, e, bytes),
+          rstd * scale(e) * number(dy, e, bytes), 4 * rstd);
+  }
+  for (int64_t i = 0; i < p.groups; ++i) {
+    const double rstd = 1 / std::sqrt(square[size_t(i)] + p.call.epsilon);
+    agree("dmean", number(dstatistics, 2 * i, compute),
+          centered ? -rstd * n * g[size_t(i)] : 0, 4 * rstd * std::sqrt(n));
+    agree("dvariance", number(dstatistics, 2 * i + 1, compute),
+          -0.5 * rstd * rstd * n * gx[size_t(i)], 4 * rstd * rstd * std::sqrt(n));
   }
   for (int64_t i = 0; i < p.parameters && asked; ++i) {
     const double terms = std::sqrt(double(p.elements) / double(p.parameters));

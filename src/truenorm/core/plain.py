@@ -88,6 +88,8 @@ class Plain:
         pivot, rest, power, count = groups
         if call.centered:
             work.subtract(pivot)
+        else:
+            rest = 0.0
         return work.affine((pivot, rest, power, count), gamma, beta, None)
 
 

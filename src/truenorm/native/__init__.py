@@ -26,6 +26,8 @@ class Missing:
         """The reason."""
         return self.reason
 
+    moments = apply = normalize
+
 
 @functools.cache
 def engine(framework: str) -> Any:

@@ -59,13 +59,19 @@ def recipe(view: View, memory: Sequence[int] | None = None) -> Recipe:
     code = 0
     for run, members in enumerate(permuted.runs):
         for factor in members:
-            part, varies = _PARTS.index(factor.part), int(order[factor.axis] in axes)
+            # Not `in`: of symbols, which torch.compile may make of both, it is taken for false.
+            varies = int(any(axis == order[factor.axis] for axis in axes))
+            part = _PARTS.index(factor.part)
             code |= (1 + part + 3 * run + 12 * varies) << (5 * (len(factors) // 4))
             factors += [factor.axis, part, run, varies]
     places = sorted(range(len(axes)), key=lambda i: order.index(axes[i]))
     groups = -1 if view.groups is None else view.groups
     permutes = order != tuple(range(view.rank))
     return Recipe(order, permutes, tuple(places), tuple(factors), groups, code)
+
+
+# Of an input that is reshaped to its four runs, with one gamma and one beta for each group.
+MERGED = recipe(View(4, tuple((Factor(run, run % 2 == 1),) for run in range(4)), (0, 2)))
 
 
 def call_of(factors: Sequence[int], groups: int, epsilon: float, centered: bool) -> Call:
