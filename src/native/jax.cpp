@@ -124,44 +124,78 @@ ffi::Error backward(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer gamma
                                   dbeta->untyped_data(), nullptr, &executor));
 }
 
+ffi::Error moments(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Result<ffi::AnyBuffer> statistics,
+                   ffi::Result<ffi::AnyBuffer> variance, ffi::Span<const int64_t> factors,
+                   int64_t groups, double epsilon, bool centered) {
+  truenorm_call call;
+  if (ffi::Error error = make_call(x, {factors, groups, epsilon, centered}, &call);
+      error.failure())
+    return error;
+  const truenorm_executor executor{&pool, run_on_pool};
+  return result(truenorm_forward(&call, x.untyped_data(), nullptr, nullptr, nullptr,
+                                 statistics->untyped_data(), variance->untyped_data(), &executor));
+}
+
+// y of given statistics.
+ffi::Error apply(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer gamma, ffi::AnyBuffer beta,
+                 ffi::AnyBuffer statistics, ffi::Result<ffi::AnyBuffer> y,
+                 ffi::Span<const int64_t> factors, int64_t groups, double epsilon, bool centered) {
+  truenorm_call call;
+  if (ffi::Error error = make_call(x, {factors, groups, epsilon, centered}, &call);
+      error.failure())
+    return error;
+  call.flags |= TRUENORM_GIVEN;
+  const truenorm_executor executor{&pool, run_on_pool};
+  return result(truenorm_forward(&call, x.untyped_data(), gamma.untyped_data(),
+                                 beta.untyped_data(), y->untyped_data(), statistics.untyped_data(),
+                                 nullptr, &executor));
+}
+
+ffi::Error apply_backward(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer gamma,
+                          ffi::AnyBuffer dy, ffi::AnyBuffer statistics,
+                          ffi::Result<ffi::AnyBuffer> dx, ffi::Result<ffi::AnyBuffer> dgamma,
+                          ffi::Result<ffi::AnyBuffer> dbeta,
+                          ffi::Result<ffi::AnyBuffer> dstatistics,
+                          ffi::Span<const int64_t> factors, int64_t groups, double epsilon,
+                          bool centered) {
+  truenorm_call call;
+  if (ffi::Error error = make_call(x, {factors, groups, epsilon, centered}, &call);
+      error.failure())
+    return error;
+  call.flags |= TRUENORM_GIVEN;
+  const truenorm_executor executor{&pool, run_on_pool};
+  return result(truenorm_backward(&call, x.untyped_data(), gamma.untyped_data(),
+                                  dy.untyped_data(), statistics.untyped_data(),
+                                  dx->untyped_data(), dgamma->untyped_data(),
+                                  dbeta->untyped_data(), dstatistics->untyped_data(), &executor));
+}
+
 }  // namespace
 
 // The version of the interface that this is built for: an older JAX refuses it.
 TRUENORM_EXPORT int truenorm_jax_interface_major() { return XLA_FFI_API_MAJOR; }
 TRUENORM_EXPORT int truenorm_jax_interface_minor() { return XLA_FFI_API_MINOR; }
 
-TRUENORM_EXPORT XLA_FFI_Error* truenorm_jax_forward(XLA_FFI_CallFrame* frame) {
-  static auto* handler = ffi::Ffi::Bind()
-                             .Ctx<ffi::ThreadPool>()
-                             .Arg<ffi::AnyBuffer>()
-                             .Arg<ffi::AnyBuffer>()
-                             .Arg<ffi::AnyBuffer>()
-                             .Ret<ffi::AnyBuffer>()
-                             .Ret<ffi::AnyBuffer>()
-                             .Attr<ffi::Span<const int64_t>>("factors")
-                             .Attr<int64_t>("groups")
-                             .Attr<double>("epsilon")
-                             .Attr<bool>("centered")
-                             .To(forward)
-                             .release();
-  return handler->Call(frame);
-}
+// The handler of a function with these tensors, which XLA calls.
+#define TRUENORM_HANDLER(name, tensors)                                          \
+  TRUENORM_EXPORT XLA_FFI_Error* truenorm_jax_##name(XLA_FFI_CallFrame* frame) { \
+    static auto* handler = ffi::Ffi::Bind()                                      \
+                               .Ctx<ffi::ThreadPool>() tensors                   \
+                               .Attr<ffi::Span<const int64_t>>("factors")        \
+                               .Attr<int64_t>("groups")                          \
+                               .Attr<double>("epsilon")                          \
+                               .Attr<bool>("centered")                           \
+                               .To(name)                                         \
+                               .release();                                       \
+    return handler->Call(frame);                                                 \
+  }
+#define TRUENORM_IN .Arg<ffi::AnyBuffer>()
+#define TRUENORM_OUT .Ret<ffi::AnyBuffer>()
 
-TRUENORM_EXPORT XLA_FFI_Error* truenorm_jax_backward(XLA_FFI_CallFrame* frame) {
-  static auto* handler = ffi::Ffi::Bind()
-                             .Ctx<ffi::ThreadPool>()
-                             .Arg<ffi::AnyBuffer>()
-                             .Arg<ffi::AnyBuffer>()
-                             .Arg<ffi::AnyBuffer>()
-                             .Arg<ffi::AnyBuffer>()
-                             .Ret<ffi::AnyBuffer>()
-                             .Ret<ffi::AnyBuffer>()
-                             .Ret<ffi::AnyBuffer>()
-                             .Attr<ffi::Span<const int64_t>>("factors")
-                             .Attr<int64_t>("groups")
-                             .Attr<double>("epsilon")
-                             .Attr<bool>("centered")
-                             .To(backward)
-                             .release();
-  return handler->Call(frame);
-}
+TRUENORM_HANDLER(forward, TRUENORM_IN TRUENORM_IN TRUENORM_IN TRUENORM_OUT TRUENORM_OUT)
+TRUENORM_HANDLER(backward, TRUENORM_IN TRUENORM_IN TRUENORM_IN TRUENORM_IN TRUENORM_OUT TRUENORM_OUT
+                               TRUENORM_OUT)
+TRUENORM_HANDLER(moments, TRUENORM_IN TRUENORM_OUT TRUENORM_OUT)
+TRUENORM_HANDLER(apply, TRUENORM_IN TRUENORM_IN TRUENORM_IN TRUENORM_IN TRUENORM_OUT)
+TRUENORM_HANDLER(apply_backward, TRUENORM_IN TRUENORM_IN TRUENORM_IN TRUENORM_IN TRUENORM_OUT
+                                     TRUENORM_OUT TRUENORM_OUT TRUENORM_OUT)

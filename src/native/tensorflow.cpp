@@ -3,6 +3,10 @@
 //
 //     TruenormForward(x: T, gamma: S, beta: S) -> y: T, statistics: S
 //     TruenormBackward(x: T, gamma: S, dy: T, statistics: S) -> dx: T, dgamma: S, dbeta: S
+//     TruenormMoments(x: T) -> statistics: S, variance: S
+//     TruenormApply(x: T, gamma: S, beta: S, statistics: S) -> y: T
+//     TruenormApplyBackward(x: T, gamma: S, dy: T, statistics: S)
+//         -> dx: T, dgamma: S, dbeta: S, dstatistics: S
 //
 // with the attributes factors, groups, epsilon (the bits of a double, since an attribute of type
 // float has fewer) and centered. Shapes are filled in when a kernel runs, so unknown ones need
@@ -270,6 +274,56 @@ void backward(void* attributes, TF_OpKernelContext* context) {
                                  nullptr));
 }
 
+void moments(void* attributes, TF_OpKernelContext* context) {
+  Tensors tensors(context);
+  TF_Tensor* x = tensors.input(0);
+  if (!tensors.good()) return;
+  const std::vector<int64_t> shape = shape_of(x);
+  const int type = api.type(x), compute = type == kDouble ? kDouble : kFloat;
+  const truenorm_call call = make_call(*static_cast<Attributes*>(attributes), type, shape);
+  int64_t groups = 0, parameters = 0;
+  if (!tensors.good(truenorm_sizes(&call, &groups, &parameters))) return;
+  TF_Tensor* statistics = tensors.output(0, compute, {groups, 3});
+  TF_Tensor* variance = tensors.output(1, compute, {groups});
+  if (!tensors.good()) return;
+  tensors.good(truenorm_forward(&call, api.data(x), nullptr, nullptr, nullptr,
+                                api.data(statistics), api.data(variance), nullptr));
+}
+
+// y of given statistics.
+void apply(void* attributes, TF_OpKernelContext* context) {
+  Tensors tensors(context);
+  TF_Tensor *x = tensors.input(0), *gamma = tensors.input(1), *beta = tensors.input(2);
+  TF_Tensor* statistics = tensors.input(3);
+  if (!tensors.good()) return;
+  const std::vector<int64_t> shape = shape_of(x);
+  truenorm_call call = make_call(*static_cast<Attributes*>(attributes), api.type(x), shape);
+  call.flags |= TRUENORM_GIVEN;
+  TF_Tensor* y = tensors.output(0, api.type(x), shape);
+  if (!tensors.good()) return;
+  tensors.good(truenorm_forward(&call, api.data(x), api.data(gamma), api.data(beta), api.data(y),
+                                api.data(statistics), nullptr, nullptr));
+}
+
+void apply_backward(void* attributes, TF_OpKernelContext* context) {
+  Tensors tensors(context);
+  TF_Tensor *x = tensors.input(0), *gamma = tensors.input(1), *dy = tensors.input(2);
+  TF_Tensor* statistics = tensors.input(3);
+  if (!tensors.good()) return;
+  const std::vector<int64_t> shape = shape_of(x), parameters = shape_of(gamma);
+  const int compute = api.type(gamma);
+  truenorm_call call = make_call(*static_cast<Attributes*>(attributes), api.type(x), shape);
+  call.flags |= TRUENORM_GIVEN;
+  TF_Tensor* dx = tensors.output(0, api.type(x), shape);
+  TF_Tensor* dgamma = tensors.output(1, compute, parameters);
+  TF_Tensor* dbeta = tensors.output(2, compute, parameters);
+  TF_Tensor* dstatistics = tensors.output(3, compute, {api.size(statistics, 0), 2});
+  if (!tensors.good()) return;
+  tensors.good(truenorm_backward(&call, api.data(x), api.data(gamma), api.data(dy),
+                                 api.data(statistics), api.data(dx), api.data(dgamma),
+                                 api.data(dbeta), api.data(dstatistics), nullptr));
+}
+
 void same_shape(TF_ShapeInferenceContext* context, int input, int output, TF_Status* status) {
   TF_ShapeHandle* shape = api.new_shape();
   api.input_shape(context, input, shape, status);
@@ -286,6 +340,8 @@ void backward_shapes(TF_ShapeInferenceContext* context, TF_Status* status) {
   same_shape(context, 1, 1, status);
   same_shape(context, 1, 2, status);
 }
+
+void moments_shapes(TF_ShapeInferenceContext*, TF_Status*) {}  // known when it runs
 
 bool define(const char* name, const std::vector<const char*>& inputs,
             const std::vector<const char*>& outputs, ShapeFunction shapes,
@@ -314,7 +370,14 @@ const char* define_all() {
       define("TruenormForward", {"x: T", "gamma: S", "beta: S"}, {"y: T", "statistics: S"},
              forward_shapes, forward) &&
       define("TruenormBackward", {"x: T", "gamma: S", "dy: T", "statistics: S"},
-             {"dx: T", "dgamma: S", "dbeta: S"}, backward_shapes, backward);
+             {"dx: T", "dgamma: S", "dbeta: S"}, backward_shapes, backward) &&
+      define("TruenormMoments", {"x: T"}, {"statistics: S", "variance: S"}, moments_shapes,
+             moments) &&
+      define("TruenormApply", {"x: T", "gamma: S", "beta: S", "statistics: S"}, {"y: T"},
+             forward_shapes, apply) &&
+      define("TruenormApplyBackward", {"x: T", "gamma: S", "dy: T", "statistics: S"},
+             {"dx: T", "dgamma: S", "dbeta: S", "dstatistics: S"}, backward_shapes,
+             apply_backward);
   return defined ? nullptr : "room for the operations";
 }
 

@@ -22,9 +22,7 @@ from truenorm.core.plain import Plain
 
 BACKEND = keras.backend.backend()
 NATIVE = native.engine(BACKEND)
-REASON = native.unavailable(BACKEND) or (
-    None if hasattr(NATIVE, "moments") else f"on {BACKEND} the native engine has no halves"
-)
+REASON = native.unavailable(BACKEND)
 WITHOUT = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 ENGINES = [
     pytest.param(Plain(keras.ops), id="plain"),

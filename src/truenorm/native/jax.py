@@ -1,8 +1,8 @@
 """The native kernels under JAX: the engine.
 
 It registers the kernels as foreign functions of XLA, and computes a call by the primitives of
-`jax_primitives.py`, which have the rules of JAX's transformations; `jax_devices.py` has the one for
-arrays that are split over devices.
+`jax_primitives.py` and its halves by those of `jax_halves.py`, which have the rules of JAX's
+transformations; `jax_devices.py` has the one for arrays that are split over devices.
 """
 
 import ctypes
@@ -15,9 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from truenorm.core.call import Call
-from truenorm.native import jax_primitives, library
-from truenorm.native.recipe import recipe
+from truenorm.core.call import Call, Statistics
+from truenorm.native import jax_halves, jax_primitives, library
+from truenorm.native.recipe import Recipe, recipe
 
 name = "native"
 
@@ -53,7 +53,7 @@ def unavailable() -> str | None:
                 "interface, and this JAX has {}.{}: install a matching JAX, or build truenorm "
                 "from source with this one's jaxlib".format(*needed, *found)
             )
-        for name in ("forward", "backward"):
+        for name in ("forward", "backward", "moments", "apply", "apply_backward"):
             handler = jax.ffi.pycapsule(getattr(binding, f"truenorm_jax_{name}"))
             jax.ffi.register_ffi_target(f"truenorm_{name}", handler, platform="cpu")
     except Exception as error:
@@ -61,12 +61,10 @@ def unavailable() -> str | None:
     return None
 
 
-def _reason(x: Any, mask: Any, epsilon: Any) -> str | None:
+def _reason(x: Any, mask: Any) -> str | None:
     """Why the kernels cannot compute this call, or None if they can."""
     if mask is not None:
         return "mask: the native kernels take none"
-    if epsilon is not None:
-        return "epsilon is learned: the native kernels take a number"
     if x.dtype.name not in _DTYPES:
         return f"x is of dtype {x.dtype.name}; the native kernels take {', '.join(_DTYPES)}"
     if not all(isinstance(size, int) for size in x.shape):
@@ -87,20 +85,78 @@ def normalize(
     epsilon: jax.Array | None = None,
 ) -> jax.Array | str:
     """As `Plain.normalize`, through the primitives, or why not."""
-    reason = _reason(x, mask, epsilon)
+    reason = _reason(x, mask)
+    if reason is None and epsilon is not None:
+        reason = "epsilon is learned: the native kernels take a number"
     if reason is not None:
         return reason
-    view = call.view
+    how, ordered = _ordered(call)
+    gamma, beta = _parameters(call, x, gamma, beta, how)
+    x = x.transpose(how.order) if how.permutes else x
+    y, _ = jax_primitives.forward(ordered, int(call.view.has_samples), x, gamma, beta)
+    return y.transpose(how.inverse) if how.permutes else y
+
+
+def moments(call: Call, x: jax.Array, mask: jax.Array | None = None) -> Statistics | str:
+    """As `Plain.moments`, or why not."""
+    reason = _reason(x, mask) or _split(x)
+    if reason is not None:
+        return reason
+    how, ordered = _ordered(dataclasses.replace(call, epsilon=0.0))
+    _, r0, _, r1 = call.view.sizes(x.shape)
+    x = x.transpose(how.order) if how.permutes else x
+    mean, rest, variance = jax_halves.moments(ordered, x)
+    return Statistics(mean, rest, variance, jnp.full_like(variance, r0 * r1))
+
+
+def apply(
+    call: Call,
+    x: jax.Array,
+    statistics: Statistics,
+    gamma: jax.Array | None,
+    beta: jax.Array | None,
+    mask: jax.Array | None = None,
+) -> jax.Array | str:
+    """As `Plain.apply`, or why not."""
+    reason = _reason(x, mask) or _split(x)
+    if reason is not None:
+        return reason
+    how, ordered = _ordered(dataclasses.replace(call, epsilon=0.0))
+    gamma, beta = _parameters(call, x, gamma, beta, how)
+    mean, rest, variance = (one.astype(_compute_dtype(x)) for one in statistics[:3])
+    power = variance + call.epsilon
+    if call.centered:
+        # As in the plain formula: rounding can take it below zero.
+        power = jnp.where(power < 0.5 * call.epsilon, call.epsilon, power)
+    else:
+        mean = rest = jnp.zeros_like(power)
+    x = x.transpose(how.order) if how.permutes else x
+    y = jax_halves.apply(ordered, x, gamma, beta, mean, rest, power)
+    return y.transpose(how.inverse) if how.permutes else y
+
+
+def _split(x: Any) -> str | None:
+    """A reason where x's type says how it is split over devices: that of its groups would not."""
+    if any(one is not None for one in jax.typeof(x).sharding.spec):
+        return "x is split over devices by its type, which the halves do not carry on"
+    return None
+
+
+def _ordered(call: Call) -> tuple[Recipe, Call]:
+    """The recipe, and the call for x in its order."""
+    how = recipe(call.view)
+    return how, dataclasses.replace(call, view=call.view.permuted(how.order))
+
+
+def _parameters(
+    call: Call, x: jax.Array, gamma: jax.Array | None, beta: jax.Array | None, how: Recipe
+) -> tuple[jax.Array, jax.Array]:
+    """gamma and beta, or ones and zeros, in the compute dtype and in the recipe's order."""
     compute = _compute_dtype(x)
-    shape = view.parameter_shape(x.shape)
+    shape = call.view.parameter_shape(x.shape)
     gamma = jnp.ones(shape, compute) if gamma is None else gamma.astype(compute)
     beta = jnp.zeros(shape, compute) if beta is None else beta.astype(compute)
-    how = recipe(view)
-    call = dataclasses.replace(call, view=view.permuted(how.order))
-    gamma, beta = (one.transpose(how.parameter_order) for one in (gamma, beta))
-    x = x.transpose(how.order) if how.permutes else x
-    y, _ = jax_primitives.forward(call, int(view.has_samples), x, gamma, beta)
-    return y.transpose(how.inverse) if how.permutes else y
+    return gamma.transpose(how.parameter_order), beta.transpose(how.parameter_order)
 
 
 def _compute_dtype(x: Any) -> Any:

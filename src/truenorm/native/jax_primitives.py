@@ -50,7 +50,7 @@ tangent_p = Primitive("truenorm_tangent")
 _alike: Any = getattr(core, "auto_insert_reshard", None) or core.standard_insert_pvary
 
 
-def _bind(primitive: Primitive, *operands: Any, **options: Any) -> Any:
+def bind(primitive: Primitive, *operands: Any, **options: Any) -> Any:
     """Bind a primitive to operands that vary over the same devices, as the rules below have it."""
     return primitive.bind(*_alike(*operands), **options)
 
@@ -59,11 +59,11 @@ def forward(
     call: Call, lead: int, x: jax.Array, gamma: jax.Array, beta: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The primitive's y and statistics; gamma and beta are of the dtype of the math."""
-    y, statistics = _bind(forward_p, x, gamma, beta, call=call, lead=lead)
+    y, statistics = bind(forward_p, x, gamma, beta, call=call, lead=lead)
     return y, statistics
 
 
-def _implement(primitive: Primitive) -> None:
+def implement(primitive: Primitive) -> None:
     """Evaluate outside of jit by compiling the call, as JAX's own operations do."""
 
     @functools.lru_cache(maxsize=1024)
@@ -74,7 +74,7 @@ def _implement(primitive: Primitive) -> None:
 
 
 for _primitive in (forward_p, backward_p, tangent_p):
-    _implement(_primitive)
+    implement(_primitive)
 
 
 # --- types
@@ -113,7 +113,8 @@ def _(x: Any, *operands: Any, **options: Any) -> Any:
 # --- the foreign function calls: what one device computes
 
 
-def _attributes(call: Call) -> dict[str, Any]:
+def attributes(call: Call) -> dict[str, Any]:
+    """What the foreign functions are told of a call."""
     how = recipe(call.view)
     return {
         "factors": np.array(how.factors, np.int64),
@@ -126,13 +127,13 @@ def _attributes(call: Call) -> dict[str, Any]:
 def _forward_call(x: Any, gamma: Any, beta: Any, *, call: Call, lead: int) -> Any:
     results = _forward_shapes(x, gamma, call, lead)
     compute = jax.ffi.ffi_call("truenorm_forward", results)
-    return tuple(compute(x, gamma, beta, **_attributes(call)))
+    return tuple(compute(x, gamma, beta, **attributes(call)))
 
 
 def _backward_call(x: Any, gamma: Any, dy: Any, statistics: Any, *, call: Call, lead: int) -> Any:
     results = [jax.ShapeDtypeStruct(one.shape, one.dtype) for one in (x, gamma, gamma)]
     compute = jax.ffi.ffi_call("truenorm_backward", results)
-    return tuple(compute(x, gamma, dy, statistics, **_attributes(call)))
+    return tuple(compute(x, gamma, dy, statistics, **attributes(call)))
 
 
 # --- the plain formula of each primitive: other devices, exported programs, higher derivatives
@@ -207,7 +208,7 @@ def _forward_jvp(primals: Any, tangents: Any, **options: Any) -> Any:
     y, statistics = forward_p.bind(*primals, **options)
     x, gamma, _ = primals
     given = (ad.instantiate_zeros(one) for one in tangents)
-    dy = _bind(tangent_p, x, gamma, statistics, *given, **options)
+    dy = bind(tangent_p, x, gamma, statistics, *given, **options)
     return [y, statistics], [dy, ad.Zero(jax.typeof(statistics).to_tangent_aval())]
 
 
@@ -223,7 +224,7 @@ def _tangent_transpose(
 ) -> Any:
     if isinstance(cotangent, ad.Zero):
         return [None] * 3 + [ad.Zero(one.aval) for one in linear]
-    found = _bind(backward_p, x, gamma, cotangent, statistics, **options)
+    found = bind(backward_p, x, gamma, cotangent, statistics, **options)
     wanted = zip(linear, found, strict=True)
     return [None] * 3 + [one if ad.is_undefined_primal(to) else None for to, one in wanted]
 

@@ -10,7 +10,6 @@ plain formula, for which TensorFlow puts in the operations when it runs the grap
 import ctypes
 import dataclasses
 import functools
-import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -19,10 +18,11 @@ from tensorflow.python.eager import forwardprop_util
 from tensorflow.python.ops import control_flow_util
 from tensorflow.python.saved_model import save_context
 
-from truenorm.core.call import Call
+from truenorm.core.call import Call, Statistics
 from truenorm.core.plain import Plain
-from truenorm.native import library
-from truenorm.native.recipe import call_of, recipe
+from truenorm.native import library, tensorflow_halves
+from truenorm.native.recipe import Recipe, recipe
+from truenorm.native.tensorflow_halves import attributes, call_of_operation, gradient
 
 name = "native"
 
@@ -63,12 +63,10 @@ def hand_down(arrays: Any) -> None:
     _plain = Plain(arrays)
 
 
-def _reason(x: Any, gamma: Any, beta: Any, mask: Any, epsilon: Any) -> str | None:
+def _reason(x: Any, gamma: Any, beta: Any, mask: Any) -> str | None:
     """Why the kernels cannot compute this call, or None if they can."""
     if mask is not None:
         return "mask: the native kernels take none"
-    if epsilon is not None:
-        return "epsilon is learned: the native kernels take a number"
     if x.dtype not in _DTYPES:
         names = ", ".join(one.name for one in _DTYPES)
         return f"x is of dtype {x.dtype.name}; the native kernels take {names}"
@@ -108,25 +106,14 @@ def normalize(
     epsilon: tf.Tensor | None = None,
 ) -> tf.Tensor | str:
     """As `Plain.normalize`, through the native operations, or why not."""
-    reason = _reason(x, gamma, beta, mask, epsilon)
+    reason = _reason(x, gamma, beta, mask)
+    if reason is None and epsilon is not None:
+        reason = "epsilon is learned: the native kernels take a number"
     if reason is not None:
         return reason
-    view = call.view
-    compute = tf.float64 if x.dtype == tf.float64 else tf.float32
-    how = recipe(view)
-    if gamma is None or beta is None:
-        sizes = tf.shape(x)
-        shape = [
-            x.shape[axis] if x.shape[axis] is not None else sizes[axis]
-            for axis in view.parameter_axes
-        ]
-        gamma = tf.ones(shape, compute) if gamma is None else gamma
-        beta = tf.zeros(shape, compute) if beta is None else beta
-    gamma, beta = (tf.cast(one, compute) for one in (gamma, beta))
-    if how.permutes:
-        gamma, beta = (tf.transpose(one, how.parameter_order) for one in (gamma, beta))
-        x = tf.transpose(x, how.order)
-        call = dataclasses.replace(call, view=view.permuted(how.order))
+    how = recipe(call.view)
+    gamma, beta = _parameters(call, x, gamma, beta, how)
+    call, x = _ordered(call, x, how)
     if tf.executing_eagerly():
         y = _forward(call, x, gamma, beta).y
     else:
@@ -134,36 +121,99 @@ def normalize(
     return tf.transpose(y, how.inverse) if how.permutes else y
 
 
-# --- the two operations, and both in the plain formula
+def moments(call: Call, x: tf.Tensor, mask: tf.Tensor | None = None) -> Statistics | str:
+    """As `Plain.moments`, or why not."""
+    reason = _reason(x, None, None, mask) or _elsewhere(x)
+    if reason is not None:
+        return reason
+    _, r0, _, r1 = call.view.sizes(x.shape)
+    call, x = _ordered(dataclasses.replace(call, epsilon=0.0), x, recipe(call.view))
+    mean, rest, variance = tensorflow_halves.moments(_operations()[0], call, x)
+    return Statistics(mean, rest, variance, tf.fill(variance.shape, tf.cast(r0 * r1, mean.dtype)))
 
 
-def _attributes(call: Call) -> dict[str, Any]:
-    """What the operations are told of a call."""
+def apply(
+    call: Call,
+    x: tf.Tensor,
+    statistics: Statistics,
+    gamma: tf.Tensor | None,
+    beta: tf.Tensor | None,
+    mask: tf.Tensor | None = None,
+) -> tf.Tensor | str:
+    """As `Plain.apply`, or why not."""
+    given = [one for one in (x, gamma, beta, *statistics) if one is not None]
+    reason = _reason(x, gamma, beta, mask) or _elsewhere(*given)
+    if reason is not None:
+        return reason
     how = recipe(call.view)
-    # The bits of a double as an integer: an attribute of type float would round it.
-    (bits,) = struct.unpack("<q", struct.pack("<d", call.epsilon))
-    rest = {"factors": list(how.factors), "groups": how.groups, "centered": call.centered}
-    return {"epsilon": bits, **rest}
+    gamma, beta = _parameters(call, x, gamma, beta, how)
+    mean, rest, variance = (tf.cast(one, _compute_dtype(x)) for one in statistics[:3])
+    power = variance + call.epsilon
+    if call.centered:
+        # As in the plain formula: rounding can take it below zero.
+        power = tf.where(power < 0.5 * call.epsilon, tf.cast(call.epsilon, power.dtype), power)
+    else:
+        mean = rest = tf.zeros_like(power)
+    call, x = _ordered(dataclasses.replace(call, epsilon=0.0), x, how)
+    operands = (x, gamma, beta, mean, rest, power)
+    y = tensorflow_halves.apply(_operations()[0], call, *operands)
+    return tf.transpose(y, how.inverse) if how.permutes else y
 
 
-def _call_of(operation: Any) -> Call:
-    """The call that an operation was made for."""
-    (epsilon,) = struct.unpack("<d", struct.pack("<q", operation.get_attr("epsilon")))
-    factors, groups = operation.get_attr("factors"), operation.get_attr("groups")
-    return call_of(factors, groups, epsilon, operation.get_attr("centered"))
+def _elsewhere(*tensors: tf.Tensor) -> str | None:
+    """A reason where the operations of the halves would not serve."""
+    if not tf.executing_eagerly():
+        return "in a graph the halves are the plain formula's"
+    if forwardprop_util.pack_tangents(tensors).tangents:
+        return "forward-mode differentiation is active, whose derivatives the plain formula has"
+    return None
+
+
+def _compute_dtype(x: tf.Tensor) -> tf.DType:
+    return tf.float64 if x.dtype == tf.float64 else tf.float32
+
+
+def _parameters(
+    call: Call, x: tf.Tensor, gamma: tf.Tensor | None, beta: tf.Tensor | None, how: Recipe
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """gamma and beta, or ones and zeros, in the compute dtype and in the recipe's order."""
+    compute = _compute_dtype(x)
+    if gamma is None or beta is None:
+        sizes = tf.shape(x)
+        shape = [
+            x.shape[axis] if x.shape[axis] is not None else sizes[axis]
+            for axis in call.view.parameter_axes
+        ]
+        gamma = tf.ones(shape, compute) if gamma is None else gamma
+        beta = tf.zeros(shape, compute) if beta is None else beta
+    gamma, beta = (tf.cast(one, compute) for one in (gamma, beta))
+    if how.permutes:
+        gamma, beta = (tf.transpose(one, how.parameter_order) for one in (gamma, beta))
+    return gamma, beta
+
+
+def _ordered(call: Call, x: tf.Tensor, how: Recipe) -> tuple[Call, tf.Tensor]:
+    """The call and x in the recipe's order."""
+    if not how.permutes:
+        return call, x
+    ordered = dataclasses.replace(call, view=call.view.permuted(how.order))
+    return ordered, tf.transpose(x, how.order)
+
+
+# --- the two operations, and both in the plain formula
 
 
 def _forward(call: Call, x: Any, gamma: Any, beta: Any) -> Any:
     """y and the statistics."""
     operations, _ = _operations()
-    return operations.truenorm_forward(x=x, gamma=gamma, beta=beta, **_attributes(call))
+    return operations.truenorm_forward(x=x, gamma=gamma, beta=beta, **attributes(call))
 
 
 def _backward(call: Call, x: Any, gamma: Any, dy: Any, statistics: Any) -> Any:
     """The gradients of x, gamma and beta."""
     operations, _ = _operations()
     return operations.truenorm_backward(
-        x=x, gamma=gamma, dy=dy, statistics=statistics, **_attributes(call)
+        x=x, gamma=gamma, dy=dy, statistics=statistics, **attributes(call)
     )
 
 
@@ -176,7 +226,7 @@ def _plain_forward(call: Call, x: Any, gamma: Any, beta: Any) -> Any:
 def _plain_backward(call: Call, x: Any, gamma: Any, dy: Any, statistics: Any) -> Any:
     """As `_backward`, without the statistics."""
     normalized = functools.partial(_plain.normalize, call)
-    return _gradient(normalized, (x, gamma, tf.zeros_like(gamma)), dy)
+    return gradient(normalized, (x, gamma, tf.zeros_like(gamma)), dy)
 
 
 def _second(call: Call, x: Any, gamma: Any, dy: Any, cotangents: Any) -> Any:
@@ -185,31 +235,22 @@ def _second(call: Call, x: Any, gamma: Any, dy: Any, cotangents: Any) -> Any:
     def backward(x: Any, gamma: Any, dy: Any) -> Any:
         return _plain_backward(call, x, gamma, dy, None)
 
-    return (*_gradient(backward, (x, gamma, dy), cotangents), None)
-
-
-def _gradient(function: Callable[..., Any], operands: tuple[Any, ...], cotangents: Any) -> Any:
-    """The gradient of a function in its operands; zero where it does not depend on one."""
-    zero = tf.UnconnectedGradients.ZERO
-    if not tf.executing_eagerly():  # a tape would record nothing where recording is stopped
-        operands = tuple(tf.identity(one) for one in operands)
-        return tf.gradients(function(*operands), operands, cotangents, unconnected_gradients=zero)
-    with tf.GradientTape() as tape:
-        tape.watch(operands)
-        results = function(*operands)
-    return tape.gradient(results, operands, cotangents, unconnected_gradients=zero)
+    return (*gradient(backward, (x, gamma, dy), cotangents), None)
 
 
 @tf.RegisterGradient("TruenormForward")
 def _forward_gradient(operation: Any, dy: Any, _: Any) -> Any:
     x, gamma, _ = operation.inputs
-    return _backward(_call_of(operation), x, gamma, dy, operation.outputs[1])
+    return _backward(call_of_operation(operation), x, gamma, dy, operation.outputs[1])
 
 
 @tf.RegisterGradient("TruenormBackward")
 def _backward_gradient(operation: Any, *cotangents: Any) -> Any:
     x, gamma, dy, _ = operation.inputs
-    return _second(_call_of(operation), x, gamma, dy, cotangents)
+    return _second(call_of_operation(operation), x, gamma, dy, cotangents)
+
+
+tensorflow_halves.register(lambda: _operations()[0], lambda: _plain)
 
 
 # --- graphs
