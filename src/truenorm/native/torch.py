@@ -111,12 +111,15 @@ def normalize(
         reason = "epsilon is learned: the native kernels take a number"
     if reason is not None:
         return reason
-    plan = _plan(call, None if x.is_contiguous() else _memory_order(x))
+    contiguous = x.is_contiguous()
+    plan = _plan(call, None if contiguous else _memory_order(x))
     if isinstance(plan, str):
         return plan
     how = plan.how
     gamma, beta = _parameters(call.view, x, gamma, beta, how)
-    y = torch_autograd.normalize(_arranged(x, how), gamma, beta, plan)
+    if how.permutes or not contiguous:
+        x = _arranged(x, how)
+    y = torch_autograd.normalize(x, gamma, beta, plan)
     return y.permute(how.inverse) if how.permutes else y
 
 
@@ -203,6 +206,8 @@ def _parameters(
         shape = view.parameter_shape(x.shape)
         gamma = torch.ones(shape, dtype=compute) if gamma is None else gamma
         beta = torch.zeros(shape, dtype=compute) if beta is None else beta
+    if gamma.dtype is compute and beta.dtype is compute and len(how.parameter_order) < 2:
+        return gamma, beta
     return _arranged_parameter(gamma, compute, how), _arranged_parameter(beta, compute, how)
 
 

@@ -43,7 +43,7 @@ def register() -> None:
 
 def normalize(x: Any, gamma: Any, beta: Any, plan: Plan) -> Any:
     """The call's y."""
-    if _differentiates(x, gamma, beta):
+    if torch.is_grad_enabled() and (x.requires_grad or gamma.requires_grad or beta.requires_grad):
         apply = _Normalize.apply if torch.compiler.is_compiling() else _apply_normalize
         return apply(x, gamma, beta, plan)
     return torch.ops.truenorm.forward.default(x, gamma, beta, *plan.options)[0]
