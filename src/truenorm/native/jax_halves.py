@@ -25,9 +25,10 @@ from truenorm.arrays import jax as arrays
 from truenorm.core.call import Call, Statistics
 from truenorm.core.plain import Plain
 from truenorm.native.jax_primitives import attributes, bind, implement
-from truenorm.native.recipe import MERGED
+from truenorm.native.recipe import MERGED, call_of
 
 _plain = Plain(arrays)
+_MERGED = call_of(MERGED.factors, MERGED.groups, epsilon=0.0, centered=True)
 
 
 def moments(call: Call, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -107,15 +108,9 @@ def _native_moments_backward(
         (one / max(r0 * r1, 1)).reshape(k0, k1)
         for one in (2 * dvariance, drest if call.centered else jnp.zeros_like(drest))
     )
-    options = {
-        "factors": np.array(MERGED.factors, np.int64),
-        "groups": np.int64(MERGED.groups),
-        "epsilon": np.float64(0),
-        "centered": True,
-    }
     compute = jax.ffi.ffi_call("truenorm_apply", jax.ShapeDtypeStruct(sizes, x.dtype))
     given = _packed(mean, rest, jnp.ones_like(mean))
-    return (compute(x.reshape(sizes), gamma, beta, given, **options).reshape(x.shape),)
+    return (compute(x.reshape(sizes), gamma, beta, given, **attributes(_MERGED)).reshape(x.shape),)
 
 
 def _native_apply(

@@ -18,17 +18,16 @@ import tensorflow as tf
 from truenorm.core.call import Call, Statistics
 from truenorm.native.recipe import MERGED, call_of, recipe
 
+_MERGED = call_of(MERGED.factors, MERGED.groups, epsilon=0.0, centered=True)
+
 
 def attributes(call: Call) -> dict[str, Any]:
     """What the operations are told of a call."""
     how = recipe(call.view)
-    return _attributes(list(how.factors), how.groups, call.epsilon, call.centered)
-
-
-def _attributes(factors: list[int], groups: int, epsilon: float, centered: bool) -> dict[str, Any]:
     # The bits of a double as an integer: an attribute of type float would round it.
-    (bits,) = struct.unpack("<q", struct.pack("<d", epsilon))
-    return {"epsilon": bits, "factors": factors, "groups": groups, "centered": centered}
+    (bits,) = struct.unpack("<q", struct.pack("<d", call.epsilon))
+    rest = {"factors": list(how.factors), "groups": how.groups, "centered": call.centered}
+    return {"epsilon": bits, **rest}
 
 
 def call_of_operation(operation: Any) -> Call:
@@ -84,9 +83,12 @@ def register(operations: Callable[[], Any], plain: Callable[[], Any]) -> None:
             tf.reshape(one / max(r0 * r1, 1), (k0, k1)) for one in (2 * dvariance, drest)
         )
         given = tf.concat([statistics[:, :2], tf.ones_like(statistics[:, :1])], 1)
-        merged = _attributes(list(MERGED.factors), MERGED.groups, 0.0, True)
         dx = operations().truenorm_apply(
-            x=tf.reshape(x, sizes), gamma=gamma, beta=beta, statistics=given, **merged
+            x=tf.reshape(x, sizes),
+            gamma=gamma,
+            beta=beta,
+            statistics=given,
+            **attributes(_MERGED),
         )
         return tf.reshape(dx, x.shape)
 
