@@ -89,23 +89,27 @@ ffi::Error make_call(const ffi::AnyBuffer& x, const Attributes& a, truenorm_call
   return ffi::Error::Success();
 }
 
-ffi::Error result(int status) {
-  return status ? ffi::Error::Internal(std::string("truenorm: ") + truenorm_error())
-                : ffi::Error::Success();
+// Make the call, and let `compute` pass it to a function of truenorm.h with XLA's threads.
+template <class Compute>
+ffi::Error run(ffi::ThreadPool& pool, const ffi::AnyBuffer& x, const Attributes& attributes,
+               const Compute& compute) {
+  truenorm_call call;
+  if (ffi::Error error = make_call(x, attributes, &call); error.failure()) return error;
+  const truenorm_executor executor{&pool, run_on_pool};
+  return compute(&call, &executor)
+             ? ffi::Error::Internal(std::string("truenorm: ") + truenorm_error())
+             : ffi::Error::Success();
 }
 
 ffi::Error forward(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer gamma,
                    ffi::AnyBuffer beta, ffi::Result<ffi::AnyBuffer> y,
                    ffi::Result<ffi::AnyBuffer> statistics, ffi::Span<const int64_t> factors,
                    int64_t groups, double epsilon, bool centered) {
-  truenorm_call call;
-  if (ffi::Error error = make_call(x, {factors, groups, epsilon, centered}, &call);
-      error.failure())
-    return error;
-  const truenorm_executor executor{&pool, run_on_pool};
-  return result(truenorm_forward(&call, x.untyped_data(), gamma.untyped_data(),
-                                 beta.untyped_data(), y->untyped_data(),
-                                 statistics->untyped_data(), nullptr, &executor));
+  const auto compute = [&](truenorm_call* call, const truenorm_executor* executor) {
+    return truenorm_forward(call, x.untyped_data(), gamma.untyped_data(), beta.untyped_data(),
+                            y->untyped_data(), statistics->untyped_data(), nullptr, executor);
+  };
+  return run(pool, x, {factors, groups, epsilon, centered}, compute);
 }
 
 ffi::Error backward(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer gamma, ffi::AnyBuffer dy,
@@ -113,42 +117,34 @@ ffi::Error backward(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer gamma
                     ffi::Result<ffi::AnyBuffer> dgamma, ffi::Result<ffi::AnyBuffer> dbeta,
                     ffi::Span<const int64_t> factors, int64_t groups, double epsilon,
                     bool centered) {
-  truenorm_call call;
-  if (ffi::Error error = make_call(x, {factors, groups, epsilon, centered}, &call);
-      error.failure())
-    return error;
-  const truenorm_executor executor{&pool, run_on_pool};
-  return result(truenorm_backward(&call, x.untyped_data(), gamma.untyped_data(),
-                                  dy.untyped_data(), statistics.untyped_data(),
-                                  dx->untyped_data(), dgamma->untyped_data(),
-                                  dbeta->untyped_data(), nullptr, &executor));
+  const auto compute = [&](truenorm_call* call, const truenorm_executor* executor) {
+    return truenorm_backward(call, x.untyped_data(), gamma.untyped_data(), dy.untyped_data(),
+                             statistics.untyped_data(), dx->untyped_data(),
+                             dgamma->untyped_data(), dbeta->untyped_data(), nullptr, executor);
+  };
+  return run(pool, x, {factors, groups, epsilon, centered}, compute);
 }
 
 ffi::Error moments(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Result<ffi::AnyBuffer> statistics,
                    ffi::Result<ffi::AnyBuffer> variance, ffi::Span<const int64_t> factors,
                    int64_t groups, double epsilon, bool centered) {
-  truenorm_call call;
-  if (ffi::Error error = make_call(x, {factors, groups, epsilon, centered}, &call);
-      error.failure())
-    return error;
-  const truenorm_executor executor{&pool, run_on_pool};
-  return result(truenorm_forward(&call, x.untyped_data(), nullptr, nullptr, nullptr,
-                                 statistics->untyped_data(), variance->untyped_data(), &executor));
+  const auto compute = [&](truenorm_call* call, const truenorm_executor* executor) {
+    return truenorm_forward(call, x.untyped_data(), nullptr, nullptr, nullptr,
+                            statistics->untyped_data(), variance->untyped_data(), executor);
+  };
+  return run(pool, x, {factors, groups, epsilon, centered}, compute);
 }
 
 // y of given statistics.
 ffi::Error apply(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer gamma, ffi::AnyBuffer beta,
                  ffi::AnyBuffer statistics, ffi::Result<ffi::AnyBuffer> y,
                  ffi::Span<const int64_t> factors, int64_t groups, double epsilon, bool centered) {
-  truenorm_call call;
-  if (ffi::Error error = make_call(x, {factors, groups, epsilon, centered}, &call);
-      error.failure())
-    return error;
-  call.flags |= TRUENORM_GIVEN;
-  const truenorm_executor executor{&pool, run_on_pool};
-  return result(truenorm_forward(&call, x.untyped_data(), gamma.untyped_data(),
-                                 beta.untyped_data(), y->untyped_data(), statistics.untyped_data(),
-                                 nullptr, &executor));
+  const auto compute = [&](truenorm_call* call, const truenorm_executor* executor) {
+    call->flags |= TRUENORM_GIVEN;
+    return truenorm_forward(call, x.untyped_data(), gamma.untyped_data(), beta.untyped_data(),
+                            y->untyped_data(), statistics.untyped_data(), nullptr, executor);
+  };
+  return run(pool, x, {factors, groups, epsilon, centered}, compute);
 }
 
 ffi::Error apply_backward(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer gamma,
@@ -158,16 +154,14 @@ ffi::Error apply_backward(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer
                           ffi::Result<ffi::AnyBuffer> dstatistics,
                           ffi::Span<const int64_t> factors, int64_t groups, double epsilon,
                           bool centered) {
-  truenorm_call call;
-  if (ffi::Error error = make_call(x, {factors, groups, epsilon, centered}, &call);
-      error.failure())
-    return error;
-  call.flags |= TRUENORM_GIVEN;
-  const truenorm_executor executor{&pool, run_on_pool};
-  return result(truenorm_backward(&call, x.untyped_data(), gamma.untyped_data(),
-                                  dy.untyped_data(), statistics.untyped_data(),
-                                  dx->untyped_data(), dgamma->untyped_data(),
-                                  dbeta->untyped_data(), dstatistics->untyped_data(), &executor));
+  const auto compute = [&](truenorm_call* call, const truenorm_executor* executor) {
+    call->flags |= TRUENORM_GIVEN;
+    return truenorm_backward(call, x.untyped_data(), gamma.untyped_data(), dy.untyped_data(),
+                             statistics.untyped_data(), dx->untyped_data(),
+                             dgamma->untyped_data(), dbeta->untyped_data(),
+                             dstatistics->untyped_data(), executor);
+  };
+  return run(pool, x, {factors, groups, epsilon, centered}, compute);
 }
 
 }  // namespace
