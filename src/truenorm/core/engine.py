@@ -105,7 +105,7 @@ def normalize(
         ValueError: the name is unknown.
         NotImplementedError: the named implementation does not support the call; says why.
     """
-    if gamma is not None and beta is not None and len(gamma.shape) != len(beta.shape):
+    if gamma is not None and beta is not None and gamma.ndim != beta.ndim:
         # One is per sample: repeat the other for every sample.
         rank, rows = len(call.view.parameter_axes), front.arrays.shape(x)[0]
         gamma, beta = (
