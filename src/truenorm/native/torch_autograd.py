@@ -1,8 +1,9 @@
 """The native operations of PyTorch with their derivatives and their shapes.
 
 `torch.ops.truenorm.*` are registered by the C++ side; Python adds their shapes for tracing and the
-autograd functions that join them. They are called as `.default`: else every call looks for the
-overload. The gradient of the gradient, which a gradient penalty needs, is the plain formula's.
+autograd functions that join them. They are called as `.default`, else every call looks for the
+overload, and the two of every small call are looked up once. The gradient of the gradient, which a
+gradient penalty needs, is the plain formula's.
 
 Every function takes tensors in the order of a recipe, and a `Plan`.
 """
@@ -19,6 +20,8 @@ from truenorm.core.plain import Plain
 from truenorm.native.recipe import MERGED, Recipe
 
 _plain = Plain(arrays)
+_forward: Any = None  # torch.ops.truenorm.forward.default, since `register`
+_backward: Any = None
 
 
 class Plan(NamedTuple):
@@ -36,9 +39,12 @@ class Plan(NamedTuple):
 
 
 def register() -> None:
-    """Tell PyTorch the shapes of the operations' results."""
+    """Tell PyTorch the shapes of the operations' results, and look up the operations."""
+    global _forward, _backward
     for name in ("forward", "backward", "moments", "apply", "apply_backward"):
         torch.library.register_fake(f"truenorm::{name}", globals()[f"_{name}_shapes"])
+    _forward = torch.ops.truenorm.forward.default
+    _backward = torch.ops.truenorm.backward.default
 
 
 def normalize(x: Any, gamma: Any, beta: Any, plan: Plan) -> Any:
@@ -46,7 +52,7 @@ def normalize(x: Any, gamma: Any, beta: Any, plan: Plan) -> Any:
     if torch.is_grad_enabled() and (x.requires_grad or gamma.requires_grad or beta.requires_grad):
         apply = _Normalize.apply if torch.compiler.is_compiling() else _apply_normalize
         return apply(x, gamma, beta, plan)
-    return torch.ops.truenorm.forward.default(x, gamma, beta, *plan.options)[0]
+    return _forward(x, gamma, beta, *plan.options)[0]
 
 
 def moments(x: Any, plan: Plan) -> tuple[Any, Any, Any]:
@@ -94,7 +100,7 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Any, gamma: Any, beta: Any, plan: Plan) -> Any:
-        y, statistics = torch.ops.truenorm.forward.default(x, gamma, beta, *plan.options)
+        y, statistics = _forward(x, gamma, beta, *plan.options)
         ctx.save_for_backward(x, gamma, beta, statistics)
         ctx.plan = plan
         return y
@@ -106,8 +112,7 @@ class _Normalize(torch.autograd.Function):
         if _twice():
             function = functools.partial(_plain.normalize, call)
             return *_plain_gradient(function, (x, gamma, beta), dy), None
-        gradients = torch.ops.truenorm.backward.default(x, gamma, dy, statistics, *options)
-        return *gradients, None
+        return *_backward(x, gamma, dy, statistics, *options), None
 
 
 # What _Normalize.apply calls once it has looked for transforms of torch.func, against which there
