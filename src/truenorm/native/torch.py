@@ -25,6 +25,7 @@ name = "native"
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _DENSE = torch.strided
+_OWN = (torch.Tensor, torch.nn.Parameter)  # the classes whose operations are PyTorch's own
 _MOST_FACTORS = 12  # what one integer holds
 
 
@@ -66,7 +67,7 @@ def _reason(x: Any, others: Sequence[Any], mask: Any) -> str | None:
         return "it is inside a transform of torch.func, whose derivatives the plain formula has"
     if forward_ad._current_level >= 0:
         return "forward-mode differentiation is active, whose derivatives the plain formula has"
-    if _is_foreign(x):
+    if type(x) not in _OWN and _is_foreign(x):
         return f"x is a {type(x).__name__}, whose operations are its own"
     return None
 
@@ -80,10 +81,8 @@ def _kinds() -> tuple[type, ...]:
 
 
 def _is_foreign(x: Any) -> bool:
-    """Whether x is of a tensor class with operations of its own, such as DTensor."""
-    if type(x) in (torch.Tensor, torch.nn.Parameter) or torch.compiler.is_compiling():
-        return False
-    return type(x) not in _kinds()
+    """Whether x, not of `_OWN`, is of a class with operations of its own, such as DTensor."""
+    return not torch.compiler.is_compiling() and type(x) not in _kinds()
 
 
 @remembered
