@@ -232,10 +232,12 @@ def _compute(
     learned_eps: Tensor | None = None,
 ) -> Tensor:
     """Check the tensors, prepare the call, and compute it."""
-    _check_tensor("input", input)
-    if weight is not None:
+    # The looks of _check_tensor, here without a call of it for each.
+    if not (isinstance(input, Tensor) and input.is_floating_point()):
+        _check_tensor("input", input)
+    if weight is not None and not (isinstance(weight, Tensor) and weight.is_floating_point()):
         _check_tensor("weight", weight)
-    if bias is not None:
+    if bias is not None and not (isinstance(bias, Tensor) and bias.is_floating_point()):
         _check_tensor("bias", bias)
     if mask is not None:
         _check_tensor("mask", mask)

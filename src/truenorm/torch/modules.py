@@ -108,11 +108,10 @@ class _OverAxes(Base):
         self._make_lazy(device, dtype)
 
     def _see(self, input: Tensor) -> None:
-        """Take normalized_shape from the input, where it is the first."""
-        if self.normalized_shape is None:
-            axes = canonical_axes(-1 if self.axis is None else self.axis, input.ndim)
-            self.normalized_shape = tuple(input.shape[one] for one in axes)
-            self._materialize(self.normalized_shape)
+        """Take normalized_shape from the input, the first one."""
+        axes = canonical_axes(-1 if self.axis is None else self.axis, input.ndim)
+        self.normalized_shape = tuple(input.shape[one] for one in axes)
+        self._materialize(self.normalized_shape)
 
 
 class LayerNorm(_OverAxes, nn.LayerNorm):
@@ -155,7 +154,8 @@ class LayerNorm(_OverAxes, nn.LayerNorm):
 
     def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
         """The normalized input, of its shape and dtype."""
-        self._see(input)
+        if self.normalized_shape is None:
+            self._see(input)
         return functional.layer_norm(
             input, self.normalized_shape, self.weight, self.bias, self.eps,
             axis=self.axis, mask=mask, implementation=self.implementation,
@@ -200,7 +200,8 @@ class RMSNorm(_OverAxes, nn.RMSNorm):
 
     def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
         """The normalized input, of its shape and dtype."""
-        self._see(input)
+        if self.normalized_shape is None:
+            self._see(input)
         return functional.rms_norm(
             input, self.normalized_shape, self.weight, self.eps,
             axis=self.axis, mask=mask, implementation=self.implementation,
