@@ -166,6 +166,16 @@ def test_absent_parameters(absent):
     )
 
 
+@pytest.mark.parametrize("absent", ["gamma", "beta", "both"])
+def test_absent_parameters_are_where_x_is(absent):
+    x, gamma, beta = tensors((4, 6, 5), (6,), (6,))
+    given = (None if absent in ("gamma", "both") else gamma, None if absent != "gamma" else beta)
+    call = Call(KINDS["group"].view(x.shape, axis=1, groups=3), True, 1e-3)
+    with torch.device("meta"):  # the default for new tensors
+        y = native.engine("torch").normalize(call, x, *given)
+    assert all(one.is_cpu for one in y.grad_fn.saved_tensors)
+
+
 def test_second_derivatives_and_which_inputs_want_them():
     x, gamma, beta = tensors((2, 6, 4), (6,), (6,), dtype=torch.float64)
     call = lambda *inputs: group(*inputs, implementation="native")  # noqa: E731

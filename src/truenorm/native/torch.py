@@ -201,10 +201,13 @@ def _parameters(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """gamma and beta, or ones and zeros, in the compute dtype and in the recipe's order."""
     compute = _compute_dtype(x)
-    if gamma is None or beta is None:
-        shape = view.parameter_shape(x.shape)
-        gamma = torch.ones(shape, dtype=compute) if gamma is None else gamma
-        beta = torch.zeros(shape, dtype=compute) if beta is None else beta
+    # On x's device, and not on the default one.
+    if gamma is None and beta is None:
+        gamma = x.new_ones(view.parameter_shape(x.shape), dtype=compute)
+    if gamma is None:
+        gamma = torch.ones_like(beta, dtype=compute)
+    if beta is None:
+        beta = torch.zeros_like(gamma, dtype=compute)
     if gamma.dtype is compute and beta.dtype is compute and len(how.parameter_order) < 2:
         return gamma, beta
     return _arranged_parameter(gamma, compute, how), _arranged_parameter(beta, compute, how)
