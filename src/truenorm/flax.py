@@ -4,33 +4,47 @@ Each is a subclass of the module of its name in flax.nnx: its constructor, its p
 and `bias`, and its state are that one's. The variance is always that of x less its mean, whatever
 `use_fast_variance` says, and a group that the mask hides whole yields bias, where flax' is NaN.
 `dtype` and `promote_dtype` decide the result's dtype as in flax; only the result is rounded to it.
+
+Each takes one argument more, `activation`: None, "relu", "silu", "gelu" (exact) or "gelu_tanh",
+which is applied before that rounding. The calls take a `residual` of x's shape and dtype; the
+result is then the pair (y, s), where s = x + residual, in x's dtype or in the result's where that
+is wider, is normalized in the place of x.
 """
 
 import math
 from collections.abc import Iterable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from truenorm.core import arguments, engine
 from truenorm.core.call import Call
 from truenorm.core.view import View, axes_view, canonical_axes, check_groups, group_view
-from truenorm.jax import FRONT, as_array, full_mask
+from truenorm.jax import FRONT, Result, as_array, full_mask, surrounded
 
 __all__ = ["GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"]
 
 
-class GroupNorm(nnx.GroupNorm):
+class _Activated(nnx.Module):
+    """What the modules have besides those of flax.nnx."""
+
+    activation: str | None = None
+
+    def __init__(self, *args: Any, activation: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.activation = arguments.check_activation(activation)
+
+
+class GroupNorm(_Activated, nnx.GroupNorm):
     """Group normalization (Wu and He, 2018, arXiv:1803.08494), as `flax.nnx.GroupNorm`.
 
     The channels are the last axis. Called with x (N, ..., C) and a boolean mask that broadcasts to
     it; elements where it is False stay out of the statistics.
     """
 
-    def __call__(self, x: Any, *, mask: Any = None) -> jax.Array:
-        """The normalized x, of its shape."""
+    def __call__(self, x: Any, *, mask: Any = None, residual: Any = None) -> Result:
+        """The normalized x, of its shape; with a residual also the sum."""
         rank = jnp.ndim(x)
         axes = [*range(1, rank - 1), -1] if self.reduction_axes is None else self.reduction_axes
         reduced = _axes(axes, rank)
@@ -40,45 +54,45 @@ class GroupNorm(nnx.GroupNorm):
             )
         check_groups(self.num_groups, x.shape[-1], rank - 1, "num_groups")
         view = group_view(rank, rank - 1, self.num_groups, reduced)
-        return _normalized(self, x, view, mask)
+        return _normalized(self, x, view, mask, residual)
 
 
-class InstanceNorm(nnx.InstanceNorm):
+class InstanceNorm(_Activated, nnx.InstanceNorm):
     """Instance normalization (Ulyanov et al., 2016, arXiv:1607.08022), as `flax.nnx.InstanceNorm`.
 
     The statistics run over all axes but the first and `feature_axes`. The call is `GroupNorm`'s.
     """
 
-    def __call__(self, x: Any, *, mask: Any = None) -> jax.Array:
-        """The normalized x, of its shape."""
+    def __call__(self, x: Any, *, mask: Any = None, residual: Any = None) -> Result:
+        """The normalized x, of its shape; with a residual also the sum."""
         rank = jnp.ndim(x)
         features = _axes(self.feature_axes, rank, first=1)
         reduced = [one for one in range(1, rank) if one not in features]
-        return _normalized(self, x, axes_view(rank, reduced, features), mask)
+        return _normalized(self, x, axes_view(rank, reduced, features), mask, residual)
 
 
-class LayerNorm(nnx.LayerNorm):
+class LayerNorm(_Activated, nnx.LayerNorm):
     """Layer normalization (Ba, Kiros and Hinton, 2016, arXiv:1607.06450), as `flax.nnx.LayerNorm`.
 
     The statistics run over `reduction_axes`, and scale and bias vary over `feature_axes`. The call
     is `GroupNorm`'s.
     """
 
-    def __call__(self, x: Any, *, mask: Any = None) -> jax.Array:
-        """The normalized x, of its shape."""
-        return _normalized(self, x, _view(self, jnp.ndim(x)), mask)
+    def __call__(self, x: Any, *, mask: Any = None, residual: Any = None) -> Result:
+        """The normalized x, of its shape; with a residual also the sum."""
+        return _normalized(self, x, _view(self, jnp.ndim(x)), mask, residual)
 
 
-class RMSNorm(nnx.RMSNorm):
+class RMSNorm(_Activated, nnx.RMSNorm):
     """RMS normalization (Zhang and Sennrich, 2019, arXiv:1910.07467), as `flax.nnx.RMSNorm`.
 
     The statistics run over `reduction_axes`, and scale varies over `feature_axes`. The call is
     `GroupNorm`'s.
     """
 
-    def __call__(self, x: Any, mask: Any = None) -> jax.Array:
-        """The normalized x, of its shape."""
-        return _normalized(self, x, _view(self, jnp.ndim(x)), mask, centered=False)
+    def __call__(self, x: Any, mask: Any = None, residual: Any = None) -> Result:
+        """The normalized x, of its shape; with a residual also the sum."""
+        return _normalized(self, x, _view(self, jnp.ndim(x)), mask, residual, centered=False)
 
 
 def _axes(axes: Any, rank: int, first: int = 0) -> tuple[int, ...]:
@@ -91,7 +105,9 @@ def _view(module: Any, rank: int) -> View:
     return axes_view(rank, _axes(module.reduction_axes, rank), _axes(module.feature_axes, rank))
 
 
-def _normalized(module: Any, x: Any, view: View, mask: Any, centered: bool = True) -> jax.Array:
+def _normalized(
+    module: Any, x: Any, view: View, mask: Any, residual: Any, centered: bool = True
+) -> Result:
     """The module's result: computed from x as it comes, then rounded to the module's dtype."""
     if module.axis_name is not None:
         raise NotImplementedError(
@@ -105,6 +121,9 @@ def _normalized(module: Any, x: Any, view: View, mask: Any, centered: bool = Tru
     dtype = module.promote_dtype((x, *learned), dtype=module.dtype)[0].dtype
     x = x.astype(jnp.promote_types(x.dtype, dtype))
     arguments.check_dtype("x", x.dtype.name)  # flax takes complex numbers
+    if residual is not None:
+        residual = as_array("residual", residual)
+        residual = residual.astype(jnp.promote_types(residual.dtype, dtype))
     shape = view.parameter_shape(x.shape)
     for name, one in (("scale", scale), ("bias", bias)):
         if one is not None and one.size != math.prod(shape):
@@ -117,4 +136,9 @@ def _normalized(module: Any, x: Any, view: View, mask: Any, centered: bool = Tru
         mask = full_mask(as_array("mask", mask), x)
         arguments.check_dtype("mask", mask.dtype.name)
     call = Call(view, centered, arguments.check_epsilon(module.epsilon))
-    return engine.normalize(FRONT, None, call, x, scale, bias, mask).astype(dtype)
+    call, residual = surrounded(call, module.activation, residual, x)
+    result = engine.normalize(FRONT, None, call, x, scale, bias, mask, None, residual)
+    if residual is None:
+        return result.astype(dtype)
+    y, s = result
+    return y.astype(dtype), s

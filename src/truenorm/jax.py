@@ -20,6 +20,7 @@ from truenorm import native
 from truenorm.arrays import jax as arrays
 from truenorm.core import arguments, engine
 from truenorm.core import tlu as thresholded
+from truenorm.core.call import Call
 from truenorm.core.kinds import KINDS
 from truenorm.core.plain import Plain
 
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 Array: TypeAlias = jax.Array
+Result: TypeAlias = Array | Any  # an Array, or with a residual a pair of them
 
 FRONT = engine.Front(arrays, (native.engine("jax"), Plain(arrays)))
 _NAMES = arguments.Names(gamma="scale", beta="bias", groups="num_groups")
@@ -47,8 +49,10 @@ def group_norm(
     axis: int = -1,
     epsilon: float = 1e-6,
     mask: Array | None = None,
+    activation: str | None = None,
+    residual: Array | None = None,
     implementation: str | None = None,
-) -> Array:
+) -> Result:
     """Normalize each sample's channels in groups (Wu and He, 2018, arXiv:1803.08494).
 
     Args:
@@ -61,21 +65,37 @@ def group_norm(
         mask: boolean. Its shape is the beginning of x's, (N,), (N, T), ..., or has x's rank and
             broadcasts to it. Elements where it is False stay out of the statistics, but are
             normalized with them.
+        activation: None, "relu", "silu", "gelu" (exact) or "gelu_tanh", applied to the result
+            before it is rounded; a name, and so static under jit.
+        residual: added to x before; of x's shape and dtype.
         implementation: None, "plain" or "native"; see `truenorm.use_implementation`.
 
     Returns:
-        An array of x's shape and dtype. Statistics and math are in float64 for float64 and in
-        float32 otherwise. A group with one element, or with none that the mask leaves, yields
-        bias.
+        An array of x's shape and dtype; with a residual the pair of it and of x + residual, rounded
+        to their dtype, which is normalized in the place of x. Statistics and math are in float64
+        for float64 and in float32 otherwise. A group with one element, or with none that the mask
+        leaves, yields bias.
 
     Raises:
         ValueError: a shape, axis, number of groups, epsilon or name does not fit, or float64 was
             passed while JAX computes in 32 bits.
-        TypeError: x is not floating or of another framework, the mask not boolean, or axis or
-            num_groups not an integer.
+        TypeError: x is not floating or of another framework, the residual not of its dtype, the
+            mask not boolean, or axis or num_groups not an integer.
         NotImplementedError: the named implementation does not support the call.
     """
-    return _compute("group", x, scale, bias, mask, axis, num_groups, epsilon, implementation)
+    return _compute(
+        "group",
+        x,
+        scale,
+        bias,
+        mask,
+        axis,
+        num_groups,
+        epsilon,
+        implementation,
+        activation,
+        residual,
+    )
 
 
 def instance_norm(
@@ -86,13 +106,17 @@ def instance_norm(
     axis: int = -1,
     epsilon: float = 1e-6,
     mask: Array | None = None,
+    activation: str | None = None,
+    residual: Array | None = None,
     implementation: str | None = None,
-) -> Array:
+) -> Result:
     """Normalize each channel of each sample by itself (Ulyanov et al., 2016, arXiv:1607.08022).
 
     This is `group_norm` with one group per channel, and takes its other arguments.
     """
-    return _compute("instance", x, scale, bias, mask, axis, None, epsilon, implementation)
+    return _compute(
+        "instance", x, scale, bias, mask, axis, None, epsilon, implementation, activation, residual
+    )
 
 
 def layer_norm(
@@ -103,8 +127,10 @@ def layer_norm(
     axis: int | Sequence[int] = -1,
     epsilon: float = 1e-6,
     mask: Array | None = None,
+    activation: str | None = None,
+    residual: Array | None = None,
     implementation: str | None = None,
-) -> Array:
+) -> Result:
     """Normalize over some axes, at each place of the others (Ba et al., 2016, arXiv:1607.06450).
 
     Args:
@@ -114,11 +140,13 @@ def layer_norm(
         bias: shaped like scale; None is zero.
         axis: the normalized axis, or a sequence of them. With 0 among them samples are mixed.
         epsilon: added to the variance, in units of x squared; not negative.
-        mask, implementation: as in `group_norm`.
+        mask, activation, residual, implementation: as in `group_norm`.
 
     Returns, raises: as `group_norm`.
     """
-    return _compute("layer", x, scale, bias, mask, axis, None, epsilon, implementation)
+    return _compute(
+        "layer", x, scale, bias, mask, axis, None, epsilon, implementation, activation, residual
+    )
 
 
 def rms_norm(
@@ -128,14 +156,18 @@ def rms_norm(
     axis: int | Sequence[int] = -1,
     epsilon: float = 1e-6,
     mask: Array | None = None,
+    activation: str | None = None,
+    residual: Array | None = None,
     implementation: str | None = None,
-) -> Array:
+) -> Result:
     """Divide by the root mean square over some axes (Zhang and Sennrich, arXiv:1910.07467).
 
     y = scale * x / sqrt(mean(x**2) + epsilon). The arguments, the result and the errors are those
     of `layer_norm`, without bias.
     """
-    return _compute("rms", x, scale, None, mask, axis, None, epsilon, implementation)
+    return _compute(
+        "rms", x, scale, None, mask, axis, None, epsilon, implementation, activation, residual
+    )
 
 
 def filter_response_norm(
@@ -146,8 +178,10 @@ def filter_response_norm(
     axis: int | Sequence[int] | None = None,
     epsilon: float | Array = 1e-6,
     mask: Array | None = None,
+    activation: str | None = None,
+    residual: Array | None = None,
     implementation: str | None = None,
-) -> Array:
+) -> Result:
     """Divide each channel of each sample by its root mean square (arXiv:1911.09737).
 
     After Singh and Krishnan, 2019: y = scale * x / sqrt(mean(x**2) + epsilon) + bias.
@@ -159,7 +193,7 @@ def filter_response_norm(
         axis: the axes over which the mean is taken: all but the batch axis and the channel axis;
             None is all but the first and the last. (2, 3) for (N, C, H, W).
         epsilon: added to the mean square; an array of one number where it is learned.
-        mask, implementation: as in `group_norm`.
+        mask, activation, residual, implementation: as in `group_norm`.
 
     Returns, raises: as `group_norm`.
     """
@@ -171,7 +205,10 @@ def filter_response_norm(
         if learned.size != 1:
             raise ValueError(f"epsilon has the shape {learned.shape}; it must be one number.")
         learned = learned.reshape(())
-    return _compute("frn", x, scale, bias, mask, axis, None, number, implementation, learned)
+    return _compute(
+        "frn", x, scale, bias, mask, axis, None, number, implementation, activation, residual,
+        learned,
+    )  # fmt: skip
 
 
 def tlu(x: Array, tau: Array, alpha: Array | None = None, *, axis: int = -1) -> Array:
@@ -211,8 +248,10 @@ def _compute(
     groups: int | None,
     epsilon: Any,
     implementation: str | None,
+    activation: str | None,
+    residual: Array | None,
     learned: Array | None = None,
-) -> Array:
+) -> Result:
     """Check the arguments, prepare the call, and compute it."""
     x = _array("x", x)
     scale = None if scale is None else _array("scale", scale)
@@ -225,7 +264,22 @@ def _compute(
     call = arguments.prepare(
         KINDS[name], x.shape, shapes[0], shapes[1], shapes[2], axis, groups, epsilon, _NAMES
     )
-    return engine.normalize(FRONT, implementation, call, x, scale, bias, mask, learned)
+    call, residual = surrounded(call, activation, residual, x)
+    return engine.normalize(FRONT, implementation, call, x, scale, bias, mask, learned, residual)
+
+
+def surrounded(
+    call: Call, activation: str | None, residual: Any, x: Array
+) -> tuple[Call, Array | None]:
+    """The call with these, and the residual as an array, once they are checked."""
+    if activation is None and residual is None:
+        return call, None
+    added = None
+    if residual is not None:
+        residual = _array("residual", residual)
+        added = residual.shape, residual.dtype.name
+    call = arguments.surrounded(call, activation, added, (x.shape, x.dtype.name))
+    return call, residual
 
 
 def as_array(name: str, value: Any) -> Array:

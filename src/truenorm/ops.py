@@ -44,8 +44,10 @@ FRONT = engine.Front(keras.ops, (NATIVE, Plain(keras.ops)))
 _TAKEN_AS_THEY_ARE = (importlib.import_module("torch").Tensor,) if _RUNNING == "torch" else ()
 # The calls of the others are compiled.
 _prepare: Any = arguments.prepare
+_surrounded: Any = arguments.surrounded
 if _RUNNING == "torch":
-    _prepare = importlib.import_module("truenorm.native.torch_cache").remembered(_prepare)
+    _remembered = importlib.import_module("truenorm.native.torch_cache").remembered
+    _prepare, _surrounded = _remembered(_prepare), _remembered(_surrounded)
 
 # What is no array of another framework, though it may have an array's methods.
 _TAKEN = (numbers.Number, np.ndarray, np.generic, keras.Variable, keras.KerasTensor)
@@ -60,6 +62,8 @@ def group_normalization(
     axis: int = -1,
     epsilon: float = 1e-3,
     mask: Tensor | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
     implementation: str | None = None,
 ) -> Tensor:
     """Normalize each sample's channels in groups (Wu and He, 2018, arXiv:1803.08494).
@@ -76,21 +80,26 @@ def group_normalization(
         epsilon: added to the variance, in units of x squared; not negative.
         mask: boolean, its shape a prefix of x's: (N,), (N, T), ... Elements where it is False
             stay out of the statistics, but are normalized with them.
+        activation: None, "relu", "silu", "gelu" (exact) or "gelu_tanh", applied to the result
+            before it is rounded.
+        residual: added to x before; of x's shape and dtype.
         implementation: None, "plain" or "native"; see `truenorm.use_implementation`.
 
     Returns:
-        A tensor of x's shape and dtype. Statistics and math are in float64 for float64 and in
-        float32 otherwise. A group with no element that the mask leaves yields beta.
+        A tensor of x's shape and dtype; with a residual the pair of it and of x + residual, rounded
+        to their dtype, which is normalized in the place of x. Statistics and math are in float64
+        for float64 and in float32 otherwise. A group with no element that the mask leaves yields
+        beta.
 
     Raises:
         ValueError: a shape, axis, number of groups, epsilon or name does not fit.
-        TypeError: x is not floating or of another framework than Keras' backend, the mask is not
-            boolean, or axis or groups not an integer.
+        TypeError: x is not floating or of another framework than Keras' backend, the residual not
+            of its dtype, the mask not boolean, or axis or groups not an integer.
         NotImplementedError: the named implementation does not support the call.
     """
     partition = {"groups": check_group_count(groups), "axis": check_single_axis(axis)}
-    options = {**partition, "epsilon": check_epsilon(epsilon)}
-    return _apply(KINDS["group"], x, gamma, beta, mask, implementation, options)
+    options = {**partition, "epsilon": check_epsilon(epsilon), "activation": activation}
+    return _apply(KINDS["group"], x, gamma, beta, mask, residual, implementation, options)
 
 
 def instance_normalization(
@@ -101,14 +110,20 @@ def instance_normalization(
     axis: int = -1,
     epsilon: float = 1e-3,
     mask: Tensor | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
     implementation: str | None = None,
 ) -> Tensor:
     """Normalize each channel of each sample by itself (Ulyanov et al., 2016, arXiv:1607.08022).
 
     This is `group_normalization` with one group per channel, and takes its other arguments.
     """
-    options = {"axis": check_single_axis(axis), "epsilon": check_epsilon(epsilon)}
-    return _apply(KINDS["instance"], x, gamma, beta, mask, implementation, options)
+    options = {
+        "axis": check_single_axis(axis),
+        "epsilon": check_epsilon(epsilon),
+        "activation": activation,
+    }
+    return _apply(KINDS["instance"], x, gamma, beta, mask, residual, implementation, options)
 
 
 def layer_normalization(
@@ -119,6 +134,8 @@ def layer_normalization(
     axis: int | Sequence[int] = -1,
     epsilon: float = 1e-3,
     mask: Tensor | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
     implementation: str | None = None,
 ) -> Tensor:
     """Normalize over the given axes, separately at each place of the others (arXiv:1607.06450).
@@ -134,7 +151,7 @@ def layer_normalization(
         axis: the normalized axis, or a list of them. With the batch axis 0 among them samples are
             mixed, and gamma has no entry per sample.
         epsilon: added to the variance, in units of x squared; not negative.
-        mask: as in `group_normalization`.
+        mask, activation, residual: as in `group_normalization`.
         implementation: None, "plain" or "native"; see `truenorm.use_implementation`.
 
     Returns:
@@ -143,8 +160,8 @@ def layer_normalization(
     Raises:
         ValueError, TypeError, NotImplementedError: as `group_normalization`.
     """
-    options = {"axis": axis, "epsilon": check_epsilon(epsilon)}
-    return _apply(KINDS["layer"], x, gamma, beta, mask, implementation, options)
+    options = {"axis": axis, "epsilon": check_epsilon(epsilon), "activation": activation}
+    return _apply(KINDS["layer"], x, gamma, beta, mask, residual, implementation, options)
 
 
 def rms_normalization(
@@ -154,6 +171,8 @@ def rms_normalization(
     axis: int | Sequence[int] = -1,
     epsilon: float = 1e-6,
     mask: Tensor | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
     implementation: str | None = None,
 ) -> Tensor:
     """Divide by the root mean square over the given axes (Zhang and Sennrich, arXiv:1910.07467).
@@ -161,8 +180,8 @@ def rms_normalization(
     y = gamma * x / sqrt(mean(x**2) + epsilon). The arguments, the result and the errors are those
     of `layer_normalization`, without beta.
     """
-    options = {"axis": axis, "epsilon": check_epsilon(epsilon)}
-    return _apply(KINDS["rms"], x, gamma, None, mask, implementation, options)
+    options = {"axis": axis, "epsilon": check_epsilon(epsilon), "activation": activation}
+    return _apply(KINDS["rms"], x, gamma, None, mask, residual, implementation, options)
 
 
 def filter_response_normalization(
@@ -173,6 +192,8 @@ def filter_response_normalization(
     axis: int | Sequence[int] = (1, 2),
     epsilon: float = 1e-6,
     mask: Tensor | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
     implementation: str | None = None,
 ) -> Tensor:
     """Divide each channel of each sample by its root mean square (arXiv:1911.09737).
@@ -187,7 +208,7 @@ def filter_response_normalization(
             channel axis, which is the one that is left. [1, 2] for (N, H, W, C), [2, 3] for
             (N, C, H, W), 1 for (N, T, C), [] for (N, C). With 0 among them samples are mixed.
         epsilon: added to the mean square, in units of x squared; not negative.
-        mask: as in `group_normalization`.
+        mask, activation, residual: as in `group_normalization`.
         implementation: None, "plain" or "native"; see `truenorm.use_implementation`.
 
     Returns:
@@ -196,8 +217,8 @@ def filter_response_normalization(
     Raises:
         ValueError, TypeError, NotImplementedError: as `group_normalization`.
     """
-    options = {"axis": axis, "epsilon": check_epsilon(epsilon)}
-    return _apply(KINDS["frn"], x, gamma, beta, mask, implementation, options)
+    options = {"axis": axis, "epsilon": check_epsilon(epsilon), "activation": activation}
+    return _apply(KINDS["frn"], x, gamma, beta, mask, residual, implementation, options)
 
 
 def check_float64(requested: Any, given: Any) -> None:
@@ -211,6 +232,7 @@ def _apply(
     gamma: Tensor | None,
     beta: Tensor | None,
     mask: Tensor | None,
+    residual: Tensor | None,
     implementation: str | None,
     options: dict[str, Any],
 ) -> Tensor:
@@ -222,11 +244,14 @@ def _apply(
         or isinstance(gamma, symbolic)
         or isinstance(beta, symbolic)
         or isinstance(mask, symbolic)
+        or isinstance(residual, symbolic)
     ):
-        given = {"gamma": gamma, "beta": beta, "mask": mask}
+        given = {"gamma": gamma, "beta": beta, "mask": mask, "residual": residual}
         operation = NormalizationOperation(kind.function, implementation, options)
         return operation(x, **{name: one for name, one in given.items() if one is not None})
-    return normalize(kind, x, gamma, beta, mask, implementation=implementation, **options)
+    return normalize(
+        kind, x, gamma, beta, mask, residual=residual, implementation=implementation, **options
+    )
 
 
 def normalize(
@@ -239,6 +264,8 @@ def normalize(
     axis: int | Sequence[int],
     epsilon: float,
     groups: int | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
     learned_epsilon: Tensor | None = None,
     implementation: str | None = None,
 ) -> Tensor:
@@ -252,7 +279,19 @@ def normalize(
     call = _prepare(kind, *shapes, axis, groups, epsilon)
     if kind.groups and groups != -1 and x.shape[call.view.parameter_axes[-1]] is None:
         x = _with_whole_groups(x, call.view.parameter_axes[-1], groups)
-    return engine.normalize(FRONT, implementation, call, x, gamma, beta, mask, learned_epsilon)
+    if activation is not None or residual is not None:
+        residual = _convert("residual", residual)
+        call = _surrounded(call, activation, _described(residual), _described(x))
+    return engine.normalize(
+        FRONT, implementation, call, x, gamma, beta, mask, learned_epsilon, residual
+    )
+
+
+def _described(tensor: Any) -> tuple[tuple[int | None, ...], str] | None:
+    """The shape and the dtype; None of None."""
+    if tensor is None:
+        return None
+    return tuple(tensor.shape), backend.standardize_dtype(tensor.dtype)
 
 
 def _with_whole_groups(x: Tensor, axis: int, groups: int | None) -> Tensor:
@@ -301,7 +340,7 @@ class NormalizationOperation(keras.Operation):
     Args:
         function: the function's name.
         implementation: its argument of that name.
-        options: its other options: epsilon, axis, and groups where it has them.
+        options: its other options: epsilon, axis, and groups and activation where it has them.
 
     Raises:
         ValueError: there is no such function.
@@ -319,7 +358,10 @@ class NormalizationOperation(keras.Operation):
         self.function = function
         self.implementation = implementation
         # Older configs have options that follow from the kind.
-        self.options = {k: options[k] for k in ("groups", "axis", "epsilon") if k in options}
+        known_options = ("groups", "axis", "epsilon")
+        self.options: dict[str, Any] = {k: options[k] for k in known_options if k in options}
+        if options.get("activation") is not None:
+            self.options["activation"] = options["activation"]
         known = {kind.function: kind for kind in KINDS.values()}
         if function not in known:
             raise ValueError(
@@ -334,15 +376,17 @@ class NormalizationOperation(keras.Operation):
         gamma: Tensor | None = None,
         beta: Tensor | None = None,
         mask: Tensor | None = None,
+        residual: Tensor | None = None,
     ) -> Tensor:
         """Compute the normalization of x."""
         return normalize(
-            self.kind, x, gamma, beta, mask, implementation=self.implementation, **self.options
-        )
+            self.kind, x, gamma, beta, mask,
+            residual=residual, implementation=self.implementation, **self.options,
+        )  # fmt: skip
 
     def compute_output_spec(
-        self, x: Any, gamma: Any = None, beta: Any = None, mask: Any = None
-    ) -> keras.KerasTensor:
+        self, x: Any, gamma: Any = None, beta: Any = None, mask: Any = None, residual: Any = None
+    ) -> Any:
         """Check dtypes and shapes; the result has x's shape and dtype. Nothing is computed."""
         shapes: list[Any] = []
         for name, one in {"x": x, "gamma": gamma, "beta": beta, "mask": mask}.items():
@@ -351,8 +395,10 @@ class NormalizationOperation(keras.Operation):
             shapes.append(None if one is None else tuple(one.shape))
         options = self.options
         rest = (options["axis"], options.get("groups"), options["epsilon"])
-        arguments.prepare(self.kind, shapes[0], shapes[1], shapes[2], shapes[3], *rest)
-        return keras.KerasTensor(x.shape, dtype=x.dtype)
+        call = arguments.prepare(self.kind, shapes[0], shapes[1], shapes[2], shapes[3], *rest)
+        _surrounded(call, options.get("activation"), _described(residual), _described(x))
+        y = keras.KerasTensor(x.shape, dtype=x.dtype)
+        return y if residual is None else (y, keras.KerasTensor(x.shape, dtype=x.dtype))
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

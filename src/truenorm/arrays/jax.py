@@ -3,7 +3,8 @@
 from typing import Any
 
 import jax
-from jax.lax import stop_gradient
+from jax.lax import erf, stop_gradient
+from jax.nn import sigmoid
 from jax.numpy import (
     broadcast_to,
     isfinite,
@@ -24,6 +25,7 @@ __all__ = [
     "broadcast_to",
     "cast",
     "dtype",
+    "erf",
     "is_tensor",
     "isfinite",
     "logical_and",
@@ -32,6 +34,7 @@ __all__ = [
     "pad",
     "reshape",
     "shape",
+    "sigmoid",
     "sqrt",
     "square",
     "stop_gradient",

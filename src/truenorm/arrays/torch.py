@@ -4,12 +4,24 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, isfinite, logical_and, logical_not, logical_or, sqrt, square, zeros_like
+from torch import (
+    Tensor,
+    erf,
+    isfinite,
+    logical_and,
+    logical_not,
+    logical_or,
+    sigmoid,
+    sqrt,
+    square,
+    zeros_like,
+)
 
 __all__ = [
     "broadcast_to",
     "cast",
     "dtype",
+    "erf",
     "is_tensor",
     "isfinite",
     "logical_and",
@@ -17,7 +29,9 @@ __all__ = [
     "logical_or",
     "pad",
     "reshape",
+    "rounded",
     "shape",
+    "sigmoid",
     "sqrt",
     "square",
     "stop_gradient",
@@ -89,3 +103,8 @@ def where(condition: Tensor, one: Any, other: Any) -> Tensor:
 def stop_gradient(t: Tensor) -> Tensor:
     """T as a constant to every derivative."""
     return t.detach()
+
+
+def rounded(t: Tensor) -> Tensor:
+    """A sum as it is: eager PyTorch has rounded it, and no selection makes torch.compile do so."""
+    return t

@@ -3,10 +3,12 @@
 The fronts ask them in the order in which a call meets them: single values, tensors, shapes.
 """
 
+import dataclasses
 import operator
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from truenorm.core import activation as activations
 from truenorm.core.call import Call
 from truenorm.core.errors import brief
 from truenorm.core.view import View, canonical_axes, check_groups
@@ -66,6 +68,16 @@ def check_epsilon(epsilon: Any, name: str = "epsilon") -> float:
     if not 0 <= number < float("inf"):
         raise ValueError(f"{name}={brief(epsilon)} must be a finite number of zero or more.")
     return number
+
+
+def check_activation(name: Any) -> str | None:
+    """Return an activation's name as given, or raise ValueError with those there are."""
+    if name is not None and not (isinstance(name, str) and name in activations.NAMES):
+        raise ValueError(
+            f"activation={brief(name)} is unknown; expected None or one of "
+            f"{', '.join(map(repr, activations.NAMES))}. Apply another function to the result."
+        )
+    return name
 
 
 def check_dtype(name: str, dtype: str) -> None:
@@ -140,6 +152,41 @@ def prepare(
     if any(rank > len(view.parameter_axes) for rank in ranks):
         view = view.vary_over(0)
     return Call(view, kind.centered, epsilon)
+
+
+def check_residual(
+    shape: Shape, dtype: str, expected: Shape, expected_dtype: str, name: str = "x"
+) -> None:
+    """Raise unless a residual has the shape and dtype that x has; unknown sizes fit."""
+    if len(shape) != len(expected) or not _fits(shape, expected):
+        raise ValueError(
+            f"residual has the shape {brief(tuple(shape))}, but {name} has "
+            f"{brief(tuple(expected))}; expected the same shape: broadcast it first."
+        )
+    if dtype != expected_dtype:
+        raise TypeError(
+            f"residual is of dtype {dtype}, but {name} is of {expected_dtype}; expected the same "
+            "dtype: cast one of them first."
+        )
+
+
+def surrounded(
+    call: Call,
+    activation: Any,
+    residual: tuple[Shape, str] | None,
+    x: tuple[Shape, str],
+    name: str = "x",
+) -> Call:
+    """The call with an activation, and with a residual where that fits x: shapes and dtypes.
+
+    Raises:
+        ValueError: the activation is unknown, or the residual has not x's shape.
+        TypeError: the residual has not x's dtype.
+    """
+    check_activation(activation)
+    if residual is not None:
+        check_residual(*residual, *x, name)
+    return dataclasses.replace(call, activation=activation, residual=residual is not None)
 
 
 def check_broadcast(mask: Shape, shape: Shape, x: str = "x") -> None:

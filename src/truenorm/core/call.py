@@ -19,15 +19,28 @@ class Call:
             axis is among these where there is one gamma, and one beta, for each sample.
         centered: subtract the mean; else the statistic is the root mean square.
         epsilon: added to the variance, in units of x squared.
+        activation: the name of a function of `core/activation.py` of what is normalized, or None.
+        residual: another tensor is added to x before; the result is then the pair (y, the sum).
+        alone: the call without these two, where it has one of them.
+
+    The struct has not the last two: an engine that does not say that it fuses them never sees them.
     """
 
     view: View
     centered: bool
     epsilon: float
+    activation: str | None = None
+    residual: bool = False
+    alone: "Call | None" = dataclasses.field(init=False, default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Not when it is first asked for: torch.compile cannot trace a cached property.
+        if self.activation is not None or self.residual:
+            object.__setattr__(self, "alone", Call(self.view, self.centered, self.epsilon))
 
     @functools.cached_property
     def _hash(self) -> int:
-        return hash((self.view, self.centered, self.epsilon))
+        return hash((self.view, self.centered, self.epsilon, self.activation, self.residual))
 
     def __hash__(self) -> int:
         # Kept: every cache of eager PyTorch asks, and the view is deep.
@@ -35,7 +48,9 @@ class Call:
 
     def __reduce__(self) -> Any:
         # Without the hash, which another process makes otherwise.
-        return type(self), tuple(getattr(self, one.name) for one in dataclasses.fields(self))
+        return type(self), tuple(
+            getattr(self, one.name) for one in dataclasses.fields(self) if one.init
+        )
 
 
 class Statistics(NamedTuple):

@@ -9,6 +9,12 @@ An engine is an object, or a module, with a `name` and three functions of a `Cal
 `normalize` is the other two in one. An engine either computes what it is asked, or returns the
 reason why it does not, a str. `implementation=None` takes the fastest engine that has no reason; a
 name takes exactly that one, or raises with its reason.
+
+What a call has around the normalization, a residual and an activation, is done here, before and
+after the engine, except what its `fuses` names, a frozenset of "residual" and of activations (an
+engine need not have it). Such an engine gets a call with that, and is called
+
+    normalize(call, x, gamma, beta, mask, epsilon, residual)     y, or (y, s) with a residual
 """
 
 import contextlib
@@ -16,6 +22,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from truenorm.core.activation import HALF, activate, add
 from truenorm.core.call import Call
 from truenorm.core.errors import brief
 
@@ -89,7 +96,8 @@ def normalize(
     beta: Tensor | None,
     mask: Tensor | None = None,
     epsilon: Tensor | None = None,
-) -> Tensor:
+    residual: Tensor | None = None,
+) -> Any:
     """Compute a call with the first of the front's engines that has no reason against it.
 
     Args:
@@ -100,6 +108,7 @@ def normalize(
         gamma, beta: of the parameter shape, or after a leading N; None: one and zero.
         mask: boolean, its shape a prefix of x's.
         epsilon: a tensor of one number in the place of the call's, where it is learned.
+        residual: of x's shape and dtype, where the call has one; the result is then (y, s).
 
     Raises:
         ValueError: the name is unknown.
@@ -114,16 +123,23 @@ def normalize(
             else front.arrays.broadcast_to(one, (rows, *front.arrays.shape(one)))
             for one in (gamma, beta)
         )
-    return compute(front, implementation, "normalize", call, x, gamma, beta, mask, epsilon)
+    if residual is None and call.activation is None:
+        return compute(front, implementation, "normalize", call, x, gamma, beta, mask, epsilon)
+    around = _Around(front.arrays, call, x, residual)
+    front = Front(front.arrays, [_Completed(engine, around) for engine in front.engines])
+    return compute(front, implementation, "normalize", gamma, beta, mask, epsilon)
 
 
-def compute(front: Front, implementation: str | None, step: str, call: Call, *operands: Any) -> Any:
-    """What the first engine without a reason computes: `step` is the name of its function."""
+def compute(front: Front, implementation: str | None, step: str, *operands: Any) -> Any:
+    """What the first engine without a reason computes of a call and tensors.
+
+    `step` is the name of its function.
+    """
     name = _default.name if implementation is None else check(implementation)
     reason = "it has none"
     for engine in front.engines:
         if name is None or engine.name == name:
-            result = getattr(engine, step)(call, *operands)
+            result = getattr(engine, step)(*operands)
             if not isinstance(result, str):
                 return result
             reason = result
@@ -131,3 +147,69 @@ def compute(front: Front, implementation: str | None, step: str, call: Call, *op
         f"implementation={name!r} cannot compute this call: {reason}. "
         "Pass implementation='plain', or None to let truenorm choose."
     )
+
+
+class _Around:
+    """A call with a residual or an activation, and its x; each step is taken at most once."""
+
+    def __init__(self, arrays: Any, call: Call, x: Tensor, residual: Tensor | None) -> None:
+        self.arrays = arrays
+        self.call = call
+        self.x = x
+        self.residual = residual
+        self.sum: Tensor | None = None
+        self.wide: Tensor | None = None
+        self.dtype: str = arrays.dtype(x)
+
+    def summed(self) -> Tensor:
+        """X + residual, or x where there is none."""
+        if self.residual is None:
+            return self.x
+        if self.sum is None:
+            self.sum = add(self.arrays, self.x, self.residual)
+        return self.sum
+
+    def widened(self) -> Tensor:
+        """The same in float32."""
+        if self.wide is None:
+            self.wide = self.arrays.cast(self.summed(), "float32")
+        return self.wide
+
+
+class _Completed:
+    """An engine with what it does not fuse: one step after the other, around its `normalize`."""
+
+    def __init__(self, engine: Any, around: _Around) -> None:
+        self.engine = engine
+        self.around = around
+        self.name = engine.name
+
+    def normalize(
+        self, gamma: Tensor | None, beta: Tensor | None, mask: Tensor | None, epsilon: Tensor | None
+    ) -> Any:
+        """The result of the whole call, or the engine's reason."""
+        around, fuses = self.around, getattr(self.engine, "fuses", ())
+        arrays, call, x, s = around.arrays, around.call, around.x, around.residual
+        activation = None if call.activation in fuses else call.activation
+        # An activation that follows in half precision needs a y, and so an x, in float32.
+        widened = activation is not None and around.dtype in HALF
+        adds = s is not None and "residual" in fuses and not widened
+        operands = (gamma, beta, mask, epsilon)
+        if not adds:
+            x = s = around.summed()
+        if not adds and activation is call.activation:  # it fuses nothing here
+            x = around.widened() if widened else x
+            result = self.engine.normalize(call.alone, x, *operands)
+        else:
+            asked = Call(
+                call.view, call.centered, call.epsilon,
+                None if activation is not None else call.activation, adds,
+            )  # fmt: skip
+            result = self.engine.normalize(asked, x, *operands, around.residual if adds else None)
+        if isinstance(result, str):
+            return result
+        y, s = result if adds else (result, s)
+        if activation is not None:
+            y = activate(arrays, activation, y)
+            y = arrays.cast(y, around.dtype) if widened else y
+        return y if around.residual is None else (y, s)

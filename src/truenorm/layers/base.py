@@ -7,7 +7,7 @@ import keras
 from keras import constraints, initializers, regularizers
 
 from truenorm import ops
-from truenorm.core.arguments import check_epsilon
+from truenorm.core.arguments import check_activation, check_epsilon, check_residual
 from truenorm.core.engine import check as check_implementation
 from truenorm.core.errors import brief
 from truenorm.core.kinds import Kind
@@ -64,6 +64,13 @@ class RoundedOnce(OwnFramework, keras.layers.Layer):
 
     def widened(self, inputs: Any) -> Any:
         """The inputs in the wider of their own dtype and the layer's; integers at least float32."""
+        dtype = self.wide_dtype(inputs)
+        if dtype == keras.backend.standardize_dtype(inputs.dtype):
+            return inputs
+        return keras.ops.cast(inputs, dtype)
+
+    def wide_dtype(self, inputs: Any) -> str:
+        """The dtype of these."""
         own = keras.backend.standardize_dtype(inputs.dtype)
         if not keras.backend.is_float_dtype(own):
             if own.startswith("complex"):
@@ -72,10 +79,7 @@ class RoundedOnce(OwnFramework, keras.layers.Layer):
                     f"{own}; pass the real and the imaginary part as two channels."
                 )
             own = "float32"
-        dtype = wider(own, self.compute_dtype)
-        if dtype == keras.backend.standardize_dtype(inputs.dtype):
-            return inputs
-        return keras.ops.cast(inputs, dtype)
+        return wider(own, self.compute_dtype)
 
     def rounded(self, outputs: Any) -> Any:
         """The result in the layer's dtype."""
@@ -112,6 +116,7 @@ class NormalizationLayer(RoundedOnce):
         beta_constraint: Any = None,
         gamma_constraint: Any = None,
         use_mask: bool = True,
+        activation: str | None = None,
         implementation: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -127,6 +132,7 @@ class NormalizationLayer(RoundedOnce):
         self.beta_constraint = constraints.get(beta_constraint)
         self.gamma_constraint = constraints.get(gamma_constraint)
         self.use_mask = use_mask
+        self.activation = check_activation(activation)
         self.implementation = check_implementation(implementation)
         self.gamma: Any = None
         self.beta: Any = None
@@ -161,17 +167,32 @@ class NormalizationLayer(RoundedOnce):
                 )
                 setattr(self, name, weight)
 
-    def call(self, inputs: Any, mask: Any = None) -> Any:
+    def call(
+        self, inputs: Any, mask: Any = None, residual: Any = None, inputs_mask: Any = None
+    ) -> Any:
         """Normalize a tensor of the shape that the layer was built for.
 
         Args:
             inputs: tensor (N, ...); integers are taken as float32.
             mask: boolean, its shape a prefix of the inputs'; ignored where use_mask is False.
+            residual: a tensor of the shape and dtype of the inputs, added to them before.
+            inputs_mask: what Keras calls the mask of the inputs where there is a residual too.
+
+        Returns:
+            The result in the layer's dtype; with a residual the pair of it and of the sum, which
+            has the dtype of the inputs, or the layer's where that is wider.
         """
-        return self.normalized(inputs, self.gamma, self.beta, mask)
+        mask = inputs_mask if mask is None else mask
+        return self.normalized(inputs, self.gamma, self.beta, mask, residual)
 
     def normalized(
-        self, inputs: Any, gamma: Any, beta: Any, mask: Any, learned_epsilon: Any = None
+        self,
+        inputs: Any,
+        gamma: Any,
+        beta: Any,
+        mask: Any,
+        residual: Any = None,
+        learned_epsilon: Any = None,
     ) -> Any:
         """The result with these parameters, in the layer's dtype."""
         outputs = ops.normalize(
@@ -181,14 +202,30 @@ class NormalizationLayer(RoundedOnce):
             beta,
             mask if self.use_mask else None,
             epsilon=self.epsilon,
+            activation=self.activation,
+            residual=None if residual is None else self.widened(residual),
             learned_epsilon=learned_epsilon,
             implementation=self.implementation,
             **self.partition(),
         )
-        return self.rounded(outputs)
+        if residual is None:
+            return self.rounded(outputs)
+        outputs, total = outputs
+        return self.rounded(outputs), total
+
+    def compute_output_spec(
+        self, inputs: Any, mask: Any = None, residual: Any = None, inputs_mask: Any = None
+    ) -> Any:
+        """A tensor of the input's shape; with a residual a pair of them."""
+        outputs = keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
+        if residual is None:
+            return outputs
+        one, other = (self.wide_dtype(tensor) for tensor in (inputs, residual))
+        check_residual(tuple(residual.shape), other, tuple(inputs.shape), one)
+        return outputs, keras.KerasTensor(inputs.shape, dtype=one)
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments; use_mask and implementation only where they were set."""
+        """The constructor's arguments; the last three only where they were set."""
         config = {
             **super().get_config(),
             **self.partition(),
@@ -204,6 +241,8 @@ class NormalizationLayer(RoundedOnce):
         }
         if not self.use_mask:
             config["use_mask"] = False
+        if self.activation is not None:
+            config["activation"] = self.activation
         if self.implementation is not None:
             config["implementation"] = self.implementation
         return config

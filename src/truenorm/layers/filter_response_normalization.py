@@ -33,6 +33,7 @@ class FilterResponseNormalization(NormalizationLayer):
         name: the layer's name.
         use_mask: keep masked elements (a Keras mask of shape (N,), (N, T), ...) out of the mean;
             False ignores the mask. It is passed on either way.
+        activation: None, "relu", "silu", "gelu" (exact) or "gelu_tanh", applied to the result.
         implementation: None for the fastest that supports the call, "plain" or "native".
         **kwargs: `dtype`, `trainable`.
 
@@ -65,6 +66,7 @@ class FilterResponseNormalization(NormalizationLayer):
         learned_epsilon_constraint: Any = None,
         name: str | None = None,
         use_mask: bool = True,
+        activation: str | None = None,
         implementation: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -79,6 +81,7 @@ class FilterResponseNormalization(NormalizationLayer):
             beta_constraint=beta_constraint,
             gamma_constraint=gamma_constraint,
             use_mask=use_mask,
+            activation=activation,
             implementation=implementation,
             name=name,
             **kwargs,
@@ -109,7 +112,9 @@ class FilterResponseNormalization(NormalizationLayer):
             )
         super().build(input_shape)
 
-    def call(self, inputs: Any, mask: Any = None) -> Any:
+    def call(
+        self, inputs: Any, mask: Any = None, residual: Any = None, inputs_mask: Any = None
+    ) -> Any:
         """See the base class."""
         epsilon = None
         if self.learned_epsilon:
@@ -117,7 +122,8 @@ class FilterResponseNormalization(NormalizationLayer):
             sign = keras.ops.stop_gradient(keras.ops.sign(self.eps_learned))
             epsilon = self.epsilon + sign * self.eps_learned
         gamma, beta = (keras.ops.reshape(one, [-1]) for one in (self.gamma, self.beta))
-        return self.normalized(inputs, gamma, beta, mask, epsilon)
+        mask = inputs_mask if mask is None else mask
+        return self.normalized(inputs, gamma, beta, mask, residual, epsilon)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments; there is always a gamma and a beta."""

@@ -28,6 +28,7 @@ class GroupNormalization(NormalizationLayer):
         beta_constraint, gamma_constraint: optional constraints.
         use_mask: keep masked elements (a Keras mask of shape (N,), (N, T), ...) out of the
             statistics; False ignores the mask. It is passed on either way.
+        activation: None, "relu", "silu", "gelu" (exact) or "gelu_tanh", applied to the result.
         implementation: None for the fastest that supports the call, "plain" or "native".
         **kwargs: `name`, `dtype`, `trainable`.
 
@@ -55,6 +56,7 @@ class GroupNormalization(NormalizationLayer):
         beta_constraint: Any = None,
         gamma_constraint: Any = None,
         use_mask: bool = True,
+        activation: str | None = None,
         implementation: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -69,6 +71,7 @@ class GroupNormalization(NormalizationLayer):
             beta_constraint=beta_constraint,
             gamma_constraint=gamma_constraint,
             use_mask=use_mask,
+            activation=activation,
             implementation=implementation,
             **kwargs,
         )

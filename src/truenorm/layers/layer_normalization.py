@@ -6,6 +6,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from truenorm.core.activation import activate, add
+from truenorm.core.arguments import check_residual
 from truenorm.core.kinds import KINDS
 from truenorm.core.view import canonical_axes
 from truenorm.layers.base import NormalizationLayer, checked_axes, wider
@@ -28,6 +30,7 @@ class LayerNormalization(NormalizationLayer):
         beta_constraint, gamma_constraint: optional constraints.
         use_mask: keep masked elements out of the statistics; False ignores the mask. A place all
             of whose elements are masked yields beta.
+        activation: None, "relu", "silu", "gelu" (exact) or "gelu_tanh", applied to the result.
         implementation: None for the fastest that supports the call, "plain" or "native".
         **kwargs: `name`, `dtype`, `trainable`; and `rms_scaling`, which Keras' configs have: True
             divides by the standard deviation without subtracting the mean, and has a gamma but no
@@ -55,6 +58,7 @@ class LayerNormalization(NormalizationLayer):
         beta_constraint: Any = None,
         gamma_constraint: Any = None,
         use_mask: bool = True,
+        activation: str | None = None,
         implementation: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -70,21 +74,34 @@ class LayerNormalization(NormalizationLayer):
             beta_constraint=beta_constraint,
             gamma_constraint=gamma_constraint,
             use_mask=use_mask,
+            activation=activation,
             implementation=implementation,
             **kwargs,
         )
         self.axis = checked_axes(axis)
         self.rms_scaling = rms_scaling
 
-    def call(self, inputs: Any, mask: Any = None) -> Any:
+    def call(
+        self, inputs: Any, mask: Any = None, residual: Any = None, inputs_mask: Any = None
+    ) -> Any:
         """See the base class."""
-        if self.rms_scaling:
-            return self.rounded(self._scaled(inputs, mask if self.use_mask else None))
-        return super().call(inputs, mask)
-
-    def _scaled(self, inputs: Any, mask: Any) -> Any:
-        """Gamma * x / sqrt(variance + epsilon), with the variance about the mean."""
+        if not self.rms_scaling:
+            return super().call(inputs, mask, residual, inputs_mask)
+        mask = inputs_mask if mask is None else mask
         x = self.widened(inputs)
+        if residual is not None:
+            residual = self.widened(residual)
+            described = [
+                (tuple(t.shape), keras.backend.standardize_dtype(t.dtype)) for t in (residual, x)
+            ]
+            check_residual(*described[0], *described[1])
+            x = add(ops, x, residual)
+        y = self._scaled(x, mask if self.use_mask else None)
+        y = self.rounded(activate(ops, self.activation, y))
+        return y if residual is None else (y, x)
+
+    def _scaled(self, x: Any, mask: Any) -> Any:
+        """Gamma * x / sqrt(variance + epsilon), with the variance about the mean, in float32."""
         x = ops.cast(x, wider(keras.backend.standardize_dtype(x.dtype), "float32"))
         rank = len(x.shape)
         axes = canonical_axes(self.axis, rank)
@@ -101,7 +118,7 @@ class LayerNormalization(NormalizationLayer):
         mean = ops.sum(known, axes, keepdims=True) * share
         squares = ops.square(ops.where(real, known - mean, zero))
         variance = ops.sum(squares, axes, keepdims=True) * share
-        sizes = [size if axis in axes else 1 for axis, size in enumerate(inputs.shape)]
+        sizes = [size if axis in axes else 1 for axis, size in enumerate(x.shape)]
         gamma = ops.reshape(ops.cast(self.gamma, x.dtype), sizes)
         scale = gamma / ops.sqrt(variance + self.epsilon)
         usable = ops.logical_or(real, ops.isfinite(x))

@@ -25,6 +25,7 @@ class RMSNormalization(NormalizationLayer):
         gamma_constraint: optional constraint.
         use_mask: keep masked elements out of the statistics; False ignores the mask, which is
             passed on either way.
+        activation: None, "relu", "silu", "gelu" (exact) or "gelu_tanh", applied to the result.
         implementation: None for the fastest that supports the call, "plain" or "native".
         **kwargs: `name`, `dtype`, `trainable`.
 
@@ -46,6 +47,7 @@ class RMSNormalization(NormalizationLayer):
         gamma_regularizer: Any = None,
         gamma_constraint: Any = None,
         use_mask: bool = True,
+        activation: str | None = None,
         implementation: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -57,6 +59,7 @@ class RMSNormalization(NormalizationLayer):
             gamma_regularizer=gamma_regularizer,
             gamma_constraint=gamma_constraint,
             use_mask=use_mask,
+            activation=activation,
             implementation=implementation,
             **kwargs,
         )

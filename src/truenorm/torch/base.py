@@ -12,11 +12,15 @@ class Base:
 
     _names: tuple[str, ...] = ("weight", "bias")
     _default_axis: int | None = 1
+    activation: str | None = None  # also of modules that were pickled before there was one
 
-    def _set_options(self, eps: float | None, axis: Any, implementation: str | None) -> None:
+    def _set_options(
+        self, eps: float | None, axis: Any, activation: str | None, implementation: str | None
+    ) -> None:
         """Check and keep them; an eps of None stays, and the axis is the caller's to check."""
         self.eps: Any = None if eps is None else arguments.check_epsilon(eps, "eps")
         self.axis = axis
+        self.activation = arguments.check_activation(activation)
         self.implementation = engine.check(implementation)
 
     def extra_repr(self) -> str:
@@ -25,6 +29,7 @@ class Base:
         return more(
             text,
             axis=(self.axis, self._default_axis),
+            activation=(self.activation, None),
             implementation=(self.implementation, None),
         )
 

@@ -6,10 +6,15 @@ Each computes
 
 with statistics over the part of the input that `core/kinds.py` says. The result has the input's
 dtype, also under autocast; statistics and math are in float64 for float64 and in float32 otherwise.
+
+`activation`, the name of one of `core/activation.py` ("relu", "silu", "gelu" or "gelu_tanh"), is
+applied to y before it is rounded. With a `residual`, a tensor of the input's shape and dtype, the
+sum input + residual, rounded to their dtype, is normalized in the place of the input, and the
+result is the pair (y, sum).
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -33,7 +38,10 @@ __all__ = [
     "tlu",
 ]
 
+Result: TypeAlias = Tensor | Any  # a Tensor, or with a residual a pair of them
+
 FRONT = engine.Front(arrays, (native.engine("torch"), Plain(arrays)))
+_surrounded = remembered(arguments.surrounded)
 _NAMES = arguments.Names("input", "weight", "bias", "num_groups", "eps")
 
 
@@ -46,8 +54,10 @@ def group_norm(
     *,
     axis: int = 1,
     mask: Tensor | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
     implementation: str | None = None,
-) -> Tensor:
+) -> Result:
     """Normalize each sample's channels in groups (Wu and He, 2018, arXiv:1803.08494).
 
     Args:
@@ -60,19 +70,25 @@ def group_norm(
         mask: boolean. Its shape is the beginning of the input's, (N,), (N, C), ..., or has the
             input's rank and broadcasts to it, (N, 1, T). Elements where it is False stay out of
             the statistics, but are normalized with them.
+        activation: None, "relu", "silu", "gelu" (exact) or "gelu_tanh", applied to the result.
+        residual: added to the input before; of the input's shape and dtype.
         implementation: None, "plain" or "native"; see `truenorm.use_implementation`.
 
     Returns:
-        A tensor of the input's shape, dtype and, without a mask, memory format. A group with one
-        element, or with none that the mask leaves, yields bias.
+        A tensor of the input's shape, dtype and, without a mask, memory format; with a residual
+        the pair of it and the sum. A group with one element, or with none that the mask leaves,
+        yields bias.
 
     Raises:
         ValueError: a shape, axis, number of groups, eps or name does not fit.
-        TypeError: the input is no floating-point tensor, the mask not boolean, or axis or
-            num_groups not an integer.
+        TypeError: the input is no floating-point tensor, the residual not of its dtype, the mask
+            not boolean, or axis or num_groups not an integer.
         NotImplementedError: the named implementation does not support the call.
     """
-    return _compute("group", input, weight, bias, mask, axis, num_groups, None, eps, implementation)
+    return _compute(
+        "group", input, weight, bias, mask, axis, num_groups, None, eps, implementation,
+        activation, residual,
+    )  # fmt: skip
 
 
 def instance_norm(
@@ -87,8 +103,10 @@ def instance_norm(
     *,
     axis: int = 1,
     mask: Tensor | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
     implementation: str | None = None,
-) -> Tensor:
+) -> Result:
     """Normalize each channel of each sample by itself (Ulyanov et al., 2016, arXiv:1607.08022).
 
     The arguments have torch.nn.functional's order. Statistics are the input's own: running ones
@@ -103,7 +121,10 @@ def instance_norm(
             "normalization takes the statistics of its input, and has no running ones yet; use "
             "torch.nn.functional.instance_norm for those."
         )
-    return _compute("instance", input, weight, bias, mask, axis, -1, None, eps, implementation)
+    return _compute(
+        "instance", input, weight, bias, mask, axis, -1, None, eps, implementation,
+        activation, residual,
+    )  # fmt: skip
 
 
 def layer_norm(
@@ -115,8 +136,10 @@ def layer_norm(
     *,
     axis: int | Sequence[int] | None = None,
     mask: Tensor | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
     implementation: str | None = None,
-) -> Tensor:
+) -> Result:
     """Normalize over some axes, at each place of the others (Ba et al., 2016, arXiv:1607.06450).
 
     Args:
@@ -127,13 +150,14 @@ def layer_norm(
         eps: added to the variance, in units of the input squared; not negative.
         axis: the normalized axis or axes; None is the last ones, as many as normalized_shape has.
             `axis=1` normalizes the channels of (N, C, H, W). With 0 among them samples are mixed.
-        mask, implementation: as in `group_norm`.
+        mask, activation, residual, implementation: as in `group_norm`.
 
     Returns, raises: as `group_norm`.
     """
     return _compute(
-        "layer", input, weight, bias, mask, axis, None, normalized_shape, eps, implementation
-    )
+        "layer", input, weight, bias, mask, axis, None, normalized_shape, eps, implementation,
+        activation, residual,
+    )  # fmt: skip
 
 
 def rms_norm(
@@ -144,8 +168,10 @@ def rms_norm(
     *,
     axis: int | Sequence[int] | None = None,
     mask: Tensor | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
     implementation: str | None = None,
-) -> Tensor:
+) -> Result:
     """Divide by the root mean square over some axes (Zhang and Sennrich, arXiv:1910.07467).
 
     y = weight * x / sqrt(mean(x**2) + eps), where an eps of None is, as in torch.nn,
@@ -156,8 +182,9 @@ def rms_norm(
     if eps is None:
         eps = torch.finfo(torch.promote_types(input.dtype, torch.float32)).eps
     return _compute(
-        "rms", input, weight, None, mask, axis, None, normalized_shape, eps, implementation
-    )
+        "rms", input, weight, None, mask, axis, None, normalized_shape, eps, implementation,
+        activation, residual,
+    )  # fmt: skip
 
 
 def filter_response_norm(
@@ -168,8 +195,10 @@ def filter_response_norm(
     *,
     axis: int | Sequence[int] | None = None,
     mask: Tensor | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
     implementation: str | None = None,
-) -> Tensor:
+) -> Result:
     """Divide each channel of each sample by its root mean square (arXiv:1911.09737).
 
     After Singh and Krishnan, 2019: y = weight * x / sqrt(mean(x**2) + eps) + bias.
@@ -181,7 +210,7 @@ def filter_response_norm(
         eps: added to the mean square; a tensor of one number where it is learned.
         axis: the axes over which the mean is taken: all but the batch axis and the channel axis;
             None is all from 2 on, so that the channels are axis 1. (1, 2) for (N, H, W, C).
-        mask, implementation: as in `group_norm`.
+        mask, activation, residual, implementation: as in `group_norm`.
 
     Returns, raises: as `group_norm`.
     """
@@ -189,8 +218,9 @@ def filter_response_norm(
     learned = eps if isinstance(eps, Tensor) else None
     number = 0.0 if isinstance(eps, Tensor) else eps
     return _compute(
-        "frn", input, weight, bias, mask, axis, None, None, number, implementation, learned
-    )
+        "frn", input, weight, bias, mask, axis, None, None, number, implementation,
+        activation, residual, learned,
+    )  # fmt: skip
 
 
 def tlu(input: Tensor, tau: Tensor, alpha: Tensor | None = None, *, axis: int = 1) -> Tensor:
@@ -229,8 +259,10 @@ def _compute(
     normalized_shape: int | Sequence[int] | None,
     eps: float,
     implementation: str | None,
+    activation: str | None,
+    residual: Tensor | None,
     learned_eps: Tensor | None = None,
-) -> Tensor:
+) -> Result:
     """Check the tensors, prepare the call, and compute it."""
     # The looks of _check_tensor, here without a call of it for each.
     if not (isinstance(input, Tensor) and input.is_floating_point()):
@@ -256,7 +288,15 @@ def _compute(
         else tuple(normalized_shape),
         eps,
     )  # fmt: skip
-    return engine.normalize(FRONT, implementation, call, input, weight, bias, mask, learned_eps)
+    if activation is not None or residual is not None:
+        if residual is not None:
+            _check_tensor("residual", residual)
+        added = None if residual is None else (residual.shape, arrays.dtype(residual))
+        x = input.shape, arrays.dtype(input)
+        call = _surrounded(call, activation, added, x, _NAMES.x)
+    return engine.normalize(
+        FRONT, implementation, call, input, weight, bias, mask, learned_eps, residual
+    )
 
 
 @remembered

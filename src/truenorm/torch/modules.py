@@ -2,8 +2,9 @@
 
 Each is a subclass of the module of its name in torch.nn: its constructor, parameters, state_dict
 and repr are that one's, and code that looks for `torch.nn.LayerNorm` finds it. `axis` says which
-axes are normalized, or where the channels are, and `forward` takes a `mask`. A size that is None
-is that of the first input: the parameters are uninitialized until then.
+axes are normalized, or where the channels are, `activation` what is applied to the result, and
+`forward` takes a `mask` and a `residual`, with which its result is the pair (y, input + residual).
+A size that is None is that of the first input: the parameters are uninitialized until then.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from truenorm.core import arguments
 from truenorm.core.view import canonical_axes, channel_view, integer_axes
 from truenorm.torch import functional
 from truenorm.torch.base import Base, more
+from truenorm.torch.functional import Result
 
 __all__ = [
     "TLU",
@@ -42,9 +44,10 @@ class GroupNorm(Base, nn.GroupNorm):
         device, dtype: of the parameters.
         bias: learn bias, where affine.
         axis: the channel axis of the input (N, C, ...); -1 for (N, ..., C).
+        activation: None, "relu", "silu", "gelu" (exact) or "gelu_tanh", applied to the result.
         implementation: None for the fastest that supports the call, "plain" or "native".
 
-    `forward(input, mask=None)` is `truenorm.torch.functional.group_norm`.
+    `forward(input, mask=None, residual=None)` is `truenorm.torch.functional.group_norm`.
 
     Raises:
         ValueError: num_groups does not divide num_channels, or another argument does not fit.
@@ -61,25 +64,29 @@ class GroupNorm(Base, nn.GroupNorm):
         *,
         bias: bool = True,
         axis: int = 1,
+        activation: str | None = None,
         implementation: str | None = None,
     ) -> None:
         arguments.check_group_count(num_groups, "num_groups")
         known = num_groups if num_channels is None else num_channels
         options: Any = {} if bias else {"bias": False}  # which older versions of PyTorch have not
         super().__init__(num_groups, known, eps, affine, device, dtype, **options)
-        self._set_options(eps, arguments.check_single_axis(axis), implementation)
+        self._set_options(eps, arguments.check_single_axis(axis), activation, implementation)
         if num_channels is None:
             self.num_channels: Any = None
             self._make_lazy(device, dtype)
 
-    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The normalized input (N, C, ...), of its shape and dtype."""
+    def forward(
+        self, input: Tensor, mask: Tensor | None = None, residual: Tensor | None = None
+    ) -> Result:
+        """The normalized input, of its shape and dtype; with a residual also the sum."""
         if self.num_channels is None:
             self.num_channels = input.shape[self.axis]
             self._materialize((self.num_channels,))
         return functional.group_norm(
             input, self.num_groups, self.weight, self.bias, self.eps,
-            axis=self.axis, mask=mask, implementation=self.implementation,
+            axis=self.axis, mask=mask,
+            activation=self.activation, residual=residual, implementation=self.implementation,
         )  # fmt: skip
 
 
@@ -126,9 +133,10 @@ class LayerNorm(_OverAxes, nn.LayerNorm):
         device, dtype: of the parameters.
         axis: the normalized axis or axes; None is the last ones, as many as normalized_shape has
             (the last one where that is None). `axis=1` normalizes the channels of (N, C, H, W).
+        activation: None, "relu", "silu", "gelu" (exact) or "gelu_tanh", applied to the result.
         implementation: None for the fastest that supports the call, "plain" or "native".
 
-    `forward(input, mask=None)` is `truenorm.torch.functional.layer_norm`.
+    `forward(input, mask=None, residual=None)` is `truenorm.torch.functional.layer_norm`.
 
     Raises:
         ValueError: an argument does not fit.
@@ -144,21 +152,27 @@ class LayerNorm(_OverAxes, nn.LayerNorm):
         dtype: Any = None,
         *,
         axis: Axis | None = None,
+        activation: str | None = None,
         implementation: str | None = None,
     ) -> None:
         known: Any = () if normalized_shape is None else normalized_shape
         super().__init__(known, eps, elementwise_affine, bias, device, dtype)
-        self._set_options(eps, _axes(axis, normalized_shape, self.normalized_shape), implementation)
+        self._set_options(
+            eps, _axes(axis, normalized_shape, self.normalized_shape), activation, implementation
+        )
         if normalized_shape is None:
             self._forget_shape(device, dtype)
 
-    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The normalized input, of its shape and dtype."""
+    def forward(
+        self, input: Tensor, mask: Tensor | None = None, residual: Tensor | None = None
+    ) -> Result:
+        """The normalized input, of its shape and dtype; with a residual also the sum."""
         if self.normalized_shape is None:
             self._see(input)
         return functional.layer_norm(
             input, self.normalized_shape, self.weight, self.bias, self.eps,
-            axis=self.axis, mask=mask, implementation=self.implementation,
+            axis=self.axis, mask=mask,
+            activation=self.activation, residual=residual, implementation=self.implementation,
         )  # fmt: skip
 
 
@@ -171,9 +185,9 @@ class RMSNorm(_OverAxes, nn.RMSNorm):
             float64 for float64 and of float32 otherwise.
         elementwise_affine: learn weight, of normalized_shape.
         device, dtype: of the parameter.
-        axis, implementation: as `LayerNorm`.
+        axis, activation, implementation: as `LayerNorm`.
 
-    `forward(input, mask=None)` is `truenorm.torch.functional.rms_norm`.
+    `forward(input, mask=None, residual=None)` is `truenorm.torch.functional.rms_norm`.
 
     Raises:
         ValueError: an argument does not fit.
@@ -190,21 +204,27 @@ class RMSNorm(_OverAxes, nn.RMSNorm):
         dtype: Any = None,
         *,
         axis: Axis | None = None,
+        activation: str | None = None,
         implementation: str | None = None,
     ) -> None:
         known: Any = () if normalized_shape is None else normalized_shape
         super().__init__(known, eps, elementwise_affine, device, dtype)
-        self._set_options(eps, _axes(axis, normalized_shape, self.normalized_shape), implementation)
+        self._set_options(
+            eps, _axes(axis, normalized_shape, self.normalized_shape), activation, implementation
+        )
         if normalized_shape is None:
             self._forget_shape(device, dtype)
 
-    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The normalized input, of its shape and dtype."""
+    def forward(
+        self, input: Tensor, mask: Tensor | None = None, residual: Tensor | None = None
+    ) -> Result:
+        """The normalized input, of its shape and dtype; with a residual also the sum."""
         if self.normalized_shape is None:
             self._see(input)
         return functional.rms_norm(
             input, self.normalized_shape, self.weight, self.eps,
-            axis=self.axis, mask=mask, implementation=self.implementation,
+            axis=self.axis, mask=mask,
+            activation=self.activation, residual=residual, implementation=self.implementation,
         )  # fmt: skip
 
 
@@ -220,9 +240,10 @@ class _InstanceNorm(Base):
         device, dtype: of the parameters.
         bias: learn bias, where affine.
         axis: the channel axis of an input with a batch axis; -1 for (N, ..., C).
+        activation: None, "relu", "silu", "gelu" (exact) or "gelu_tanh", applied to the result.
         implementation: None for the fastest that supports the call, "plain" or "native".
 
-    `forward(input, mask=None)` is `truenorm.torch.functional.instance_norm`.
+    `forward(input, mask=None, residual=None)` is `truenorm.torch.functional.instance_norm`.
 
     Raises:
         ValueError: an argument does not fit.
@@ -245,6 +266,7 @@ class _InstanceNorm(Base):
         *,
         bias: bool = True,
         axis: int = 1,
+        activation: str | None = None,
         implementation: str | None = None,
     ) -> None:
         if track_running_stats:
@@ -257,13 +279,15 @@ class _InstanceNorm(Base):
         super().__init__(  # type: ignore[call-arg]
             known, eps, momentum, affine, False, device, dtype, **options
         )
-        self._set_options(eps, arguments.check_single_axis(axis), implementation)
+        self._set_options(eps, arguments.check_single_axis(axis), activation, implementation)
         if num_features is None:
             self.num_features: Any = None
             self._make_lazy(device, dtype)
 
-    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The normalized input, of its shape and dtype."""
+    def forward(
+        self, input: Tensor, mask: Tensor | None = None, residual: Tensor | None = None
+    ) -> Result:
+        """The normalized input, of its shape and dtype; with a residual also the sum."""
         self._check_input_dim(input)  # type: ignore[attr-defined]
         single = input.ndim == self._get_no_batch_dim()  # type: ignore[attr-defined]
         if single and mask is not None:
@@ -271,6 +295,8 @@ class _InstanceNorm(Base):
                 "mask is of samples, but the input is one sample without a batch axis."
             )
         batch = input.unsqueeze(0) if single else input
+        if single and residual is not None:
+            residual = residual.unsqueeze(0)
         channels = batch.shape[self.axis]
         if self.num_features is None:
             self.num_features = channels
@@ -282,9 +308,12 @@ class _InstanceNorm(Base):
             )
         y = functional.instance_norm(
             batch, weight=self.weight, bias=self.bias, eps=self.eps,
-            axis=self.axis, mask=mask, implementation=self.implementation,
+            axis=self.axis, mask=mask,
+            activation=self.activation, residual=residual, implementation=self.implementation,
         )  # fmt: skip
-        return y.squeeze(0) if single else y
+        if not single:
+            return y
+        return y.squeeze(0) if residual is None else tuple(one.squeeze(0) for one in y)
 
 
 class InstanceNorm1d(_InstanceNorm, nn.InstanceNorm1d):
@@ -318,9 +347,10 @@ class FilterResponseNorm(Base, nn.Module):
         device, dtype: of the parameters.
         axis: the axes of the mean: all but the batch axis and the channel axis; None is all from 2
             on. (1, 2) for (N, H, W, C).
+        activation: None, "relu", "silu", "gelu" (exact) or "gelu_tanh", applied to the result.
         implementation: None for the fastest that supports the call, "plain" or "native".
 
-    `forward(input, mask=None)` is `truenorm.torch.functional.filter_response_norm`.
+    `forward(input, mask=None, residual=None)` is `truenorm.torch.functional.filter_response_norm`.
 
     Raises:
         ValueError: an argument does not fit.
@@ -336,12 +366,15 @@ class FilterResponseNorm(Base, nn.Module):
         dtype: Any = None,
         *,
         axis: Axis | None = None,
+        activation: str | None = None,
         implementation: str | None = None,
     ) -> None:
         super().__init__()
         self.num_channels = num_channels
         self.affine = affine
-        self._set_options(eps, None if axis is None else integer_axes(axis), implementation)
+        self._set_options(
+            eps, None if axis is None else integer_axes(axis), activation, implementation
+        )
         options = {"device": device, "dtype": dtype}
         for name in self._names:
             parameter = nn.Parameter(torch.empty(num_channels or 0, **options)) if affine else None
@@ -360,8 +393,10 @@ class FilterResponseNorm(Base, nn.Module):
         if self.learned_eps is not None:
             nn.init.constant_(self.learned_eps, 1e-4)
 
-    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The normalized input, of its shape and dtype."""
+    def forward(
+        self, input: Tensor, mask: Tensor | None = None, residual: Tensor | None = None
+    ) -> Result:
+        """The normalized input, of its shape and dtype; with a residual also the sum."""
         axes = tuple(range(2, input.ndim)) if self.axis is None else self.axis
         if self.num_channels is None:
             (channel,) = channel_view(input.ndim, axes).parameter_axes
@@ -372,7 +407,8 @@ class FilterResponseNorm(Base, nn.Module):
             eps = eps + self.learned_eps.abs()
         return functional.filter_response_norm(
             input, self.weight, self.bias, eps,
-            axis=axes, mask=mask, implementation=self.implementation,
+            axis=axes, mask=mask,
+            activation=self.activation, residual=residual, implementation=self.implementation,
         )  # fmt: skip
 
     def extra_repr(self) -> str:
@@ -381,7 +417,11 @@ class FilterResponseNorm(Base, nn.Module):
         text = f"{self.num_channels}, eps={self.eps}, affine={self.affine}"
         implementation = (self.implementation, None)
         return more(
-            text, learned_eps=learned, axis=(self.axis, None), implementation=implementation
+            text,
+            learned_eps=learned,
+            axis=(self.axis, None),
+            activation=(self.activation, None),
+            implementation=implementation,
         )
 
 

@@ -177,8 +177,8 @@ def _same(module: nn.Module) -> tuple[nn.Module | None, str]:
         axis = found
     # The object stays, and with it its parameters, hooks and mode, and who refers to it.
     module.__class__ = _SAME[base]
-    module.axis = axis
-    module.implementation = None
+    # Not by setattr: a subclass may have a module of that name.
+    vars(module).update(axis=axis, activation=None, implementation=None)
     return module, ""
 
 
@@ -206,7 +206,7 @@ def _axis_of(module: nn.Module, base: type[nn.Module]) -> Any:
         return _NONE
     ours = copy.copy(module)
     ours.__class__ = _SAME[base]
-    ours.implementation = None
+    vars(ours).update(activation=None, implementation=None)
     close = 1e-4 if like.dtype in (torch.float32, torch.float64) else 3e-2
     for axis, shape in shapes:
         x = torch.linspace(-2, 3, math.prod(shape), dtype=like.dtype, device=like.device)
