@@ -20,6 +20,14 @@ BACKWARD = {"float32": 4e-6, "float64": 2e-14}
 DIGITS = {"float16": 11, "bfloat16": 8}
 
 
+def last_place(y, dtype):
+    """The unit in the last place of y in half precision; 0 for wider dtypes."""
+    if dtype not in DIGITS:
+        return 0.0
+    exponent = np.floor(np.log2(np.maximum(abs(y), 2.0**-14)))
+    return 2.0 ** (exponent - DIGITS[dtype] + 1)
+
+
 class Expected:
     """The specified result of a case for inputs as they are after rounding to their dtype."""
 
@@ -37,20 +45,20 @@ class Expected:
         self.options = {"epsilon": EPSILON, **self.statistics}
         self.y = reference.normalize(self.x, self.gamma, self.beta, self.view, **self.options)
 
-    def forward_error(self, y) -> float:
-        """The largest error of y, where 1 is what the promise allows."""
-        if self.y.size == 0:
-            return 0.0
+    def scale(self):
+        """S, of which the promise on y is a share."""
         scaled = reference.normalize(self.x, self.gamma, None, self.view, **self.options)
         offset = 0
         if self.beta is not None:
             zero = np.zeros_like(self.gamma)
             offset = reference.normalize(self.x, zero, self.beta, self.view, **self.options)
-        s = np.maximum(1, abs(scaled) + abs(offset))
-        allowed = FORWARD[self.dtype] * s
-        if self.dtype in DIGITS:
-            exponent = np.floor(np.log2(np.maximum(abs(self.y), 2.0**-14)))
-            allowed = allowed + 2.0 ** (exponent - DIGITS[self.dtype] + 1)
+        return np.maximum(1, abs(scaled) + abs(offset))
+
+    def forward_error(self, y) -> float:
+        """The largest error of y, where 1 is what the promise allows."""
+        if self.y.size == 0:
+            return 0.0
+        allowed = FORWARD[self.dtype] * self.scale() + last_place(self.y, self.dtype)
         return float(np.max(abs(np.asarray(y).astype(self.y.dtype) - self.y) / allowed))
 
     def gradient_errors(self, cotangent, dx, dgamma, dbeta=None) -> dict[str, float]:

@@ -64,6 +64,7 @@ def parameters(kind, shape, rng):
 
 def test_signatures():
     common = {"epsilon": 1e-3, "mask": None, "implementation": None}
+    common |= {"activation": None, "residual": None}
     wanted = {
         "filter_response_normalization": {
             "gamma": None,

@@ -11,8 +11,10 @@ result is then the pair (y, s), where s = x + residual, in x's dtype or in the r
 is wider, is normalized in the place of x.
 """
 
+import functools
+import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax.numpy as jnp
@@ -26,22 +28,32 @@ from truenorm.jax import FRONT, Result, as_array, full_mask, surrounded
 __all__ = ["GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"]
 
 
-class _Activated(nnx.Module):
-    """What the modules have besides those of flax.nnx."""
+def _with_activation(init: Callable[..., None]) -> Callable[..., None]:
+    """A constructor of flax.nnx with the argument more, also in its signature."""
 
-    activation: str | None = None
-
-    def __init__(self, *args: Any, activation: str | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    @functools.wraps(init)
+    def __init__(self: Any, *args: Any, activation: str | None = None, **kwargs: Any) -> None:
         self.activation = arguments.check_activation(activation)
+        init(self, *args, **kwargs)
+
+    known = inspect.signature(init)
+    more = inspect.Parameter(
+        "activation", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=str | None
+    )
+    parameters = [*known.parameters.values(), more]
+    __init__.__signature__ = known.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return __init__
 
 
-class GroupNorm(_Activated, nnx.GroupNorm):
+class GroupNorm(nnx.GroupNorm):
     """Group normalization (Wu and He, 2018, arXiv:1803.08494), as `flax.nnx.GroupNorm`.
 
     The channels are the last axis. Called with x (N, ..., C) and a boolean mask that broadcasts to
     it; elements where it is False stay out of the statistics.
     """
+
+    activation: str | None = None  # of modules that were made before there was one
+    __init__ = _with_activation(nnx.GroupNorm.__init__)
 
     def __call__(self, x: Any, *, mask: Any = None, residual: Any = None) -> Result:
         """The normalized x, of its shape; with a residual also the sum."""
@@ -57,11 +69,14 @@ class GroupNorm(_Activated, nnx.GroupNorm):
         return _normalized(self, x, view, mask, residual)
 
 
-class InstanceNorm(_Activated, nnx.InstanceNorm):
+class InstanceNorm(nnx.InstanceNorm):
     """Instance normalization (Ulyanov et al., 2016, arXiv:1607.08022), as `flax.nnx.InstanceNorm`.
 
     The statistics run over all axes but the first and `feature_axes`. The call is `GroupNorm`'s.
     """
+
+    activation: str | None = None  # of modules that were made before there was one
+    __init__ = _with_activation(nnx.InstanceNorm.__init__)
 
     def __call__(self, x: Any, *, mask: Any = None, residual: Any = None) -> Result:
         """The normalized x, of its shape; with a residual also the sum."""
@@ -71,24 +86,30 @@ class InstanceNorm(_Activated, nnx.InstanceNorm):
         return _normalized(self, x, axes_view(rank, reduced, features), mask, residual)
 
 
-class LayerNorm(_Activated, nnx.LayerNorm):
+class LayerNorm(nnx.LayerNorm):
     """Layer normalization (Ba, Kiros and Hinton, 2016, arXiv:1607.06450), as `flax.nnx.LayerNorm`.
 
     The statistics run over `reduction_axes`, and scale and bias vary over `feature_axes`. The call
     is `GroupNorm`'s.
     """
 
+    activation: str | None = None  # of modules that were made before there was one
+    __init__ = _with_activation(nnx.LayerNorm.__init__)
+
     def __call__(self, x: Any, *, mask: Any = None, residual: Any = None) -> Result:
         """The normalized x, of its shape; with a residual also the sum."""
         return _normalized(self, x, _view(self, jnp.ndim(x)), mask, residual)
 
 
-class RMSNorm(_Activated, nnx.RMSNorm):
+class RMSNorm(nnx.RMSNorm):
     """RMS normalization (Zhang and Sennrich, 2019, arXiv:1910.07467), as `flax.nnx.RMSNorm`.
 
     The statistics run over `reduction_axes`, and scale varies over `feature_axes`. The call is
     `GroupNorm`'s.
     """
+
+    activation: str | None = None  # of modules that were made before there was one
+    __init__ = _with_activation(nnx.RMSNorm.__init__)
 
     def __call__(self, x: Any, mask: Any = None, residual: Any = None) -> Result:
         """The normalized x, of its shape; with a residual also the sum."""

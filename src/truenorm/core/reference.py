@@ -4,6 +4,7 @@ Nothing here is fast or clever, and nothing at run time imports it: tests hold e
 implementation against it, with float64 (or longdouble) arrays made from the rounded inputs.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -126,3 +127,22 @@ def sum_to_parameter(terms: Array, parameter: Array | None, view: View) -> Array
         axes = (0, *axes)
     summed: Array = terms.sum(tuple(one for one in range(terms.ndim) if one not in axes))
     return summed
+
+
+def activation(name: str | None, y: Array) -> tuple[Array, Array]:
+    """The activation of this name, and its derivative, of every element of y."""
+    with np.errstate(over="ignore"):
+        sigmoid = 1 / (1 + np.exp(-y))
+        if name == "relu":
+            return np.maximum(y, 0), np.where(y > 0, 1, 0).astype(y.dtype)
+        if name == "silu":
+            return y * sigmoid, sigmoid * (1 + y * (1 - sigmoid))
+        if name == "gelu":
+            share = (1 + np.vectorize(math.erf, otypes="d")(y / math.sqrt(2))).astype(y.dtype) / 2
+            return y * share, share + y * np.exp(-(y**2) / 2) / math.sqrt(2 * math.pi)
+        if name == "gelu_tanh":
+            inner = math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)
+            slope = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * y**2)
+            tanh = np.tanh(inner)
+            return y * (1 + tanh) / 2, (1 + tanh) / 2 + y * (1 - tanh**2) * slope / 2
+    return y, np.ones_like(y)

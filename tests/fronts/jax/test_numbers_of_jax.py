@@ -25,10 +25,10 @@ def implementation(request):
         yield
 
 
-def call(case: Case, x, scale, bias, mask=None):
+def call(case: Case, x, scale, bias, mask=None, **more):
     """Compute a case with the function of its name."""
     function = getattr(tn, NAMES.get(case.function, f"{case.function}_norm"))
-    options = {key: value for key, value in case.partition.items() if key != "groups"}
+    options = {key: value for key, value in case.partition.items() if key != "groups"} | more
     if case.function == "group":
         options["num_groups"] = case.partition["groups"]
     parameters = (scale, bias) if case.has_beta else (scale,)
