@@ -63,8 +63,8 @@ def parameters(kind, shape, rng):
 
 
 def test_signatures():
-    common = {"epsilon": 1e-3, "mask": None, "implementation": None}
-    common |= {"activation": None, "residual": None}
+    common = {"epsilon": 1e-3, "mask": None, "activation": None, "residual": None}
+    common["implementation"] = None
     wanted = {
         "filter_response_normalization": {
             "gamma": None,

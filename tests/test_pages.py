@@ -30,6 +30,10 @@ def test_how_to_add_a_normalization(capsys):
     assert "8 groups of elements (2 samples × 4 channel groups)" in capsys.readouterr().out
 
 
+def test_activation_and_residual():
+    run_examples("docs/fused.md")
+
+
 def test_the_readme(capsys):
     x, parameter = np.ones((4, 6, 8), "float32"), np.ones(8, "float32")
     names = run_examples("README.md", x=x, gamma=parameter, beta=parameter, layer=lambda x: x)

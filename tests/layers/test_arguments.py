@@ -25,6 +25,7 @@ GROUP_DEFAULTS = {
     "gamma_constraint": None,
     "use_mask": True,
     "implementation": None,
+    "activation": None,
 }
 LAYER_DEFAULTS = {key: value for key, value in GROUP_DEFAULTS.items() if key != "groups"}
 RMS_DEFAULTS = {
@@ -36,6 +37,7 @@ RMS_DEFAULTS = {
     "gamma_constraint": None,
     "use_mask": True,
     "implementation": None,
+    "activation": None,
 }
 SHAPE = (2, 6, 4, 8)
 

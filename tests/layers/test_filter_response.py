@@ -235,6 +235,7 @@ ARGUMENTS = {
     "name": None,
     "use_mask": True,
     "implementation": None,
+    "activation": None,
 }
 
 

@@ -116,8 +116,8 @@ class NormalizationLayer(RoundedOnce):
         beta_constraint: Any = None,
         gamma_constraint: Any = None,
         use_mask: bool = True,
-        activation: str | None = None,
         implementation: str | None = None,
+        activation: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)

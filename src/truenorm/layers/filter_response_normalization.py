@@ -33,8 +33,8 @@ class FilterResponseNormalization(NormalizationLayer):
         name: the layer's name.
         use_mask: keep masked elements (a Keras mask of shape (N,), (N, T), ...) out of the mean;
             False ignores the mask. It is passed on either way.
-        activation: None, "relu", "silu", "gelu" (exact) or "gelu_tanh", applied to the result.
         implementation: None for the fastest that supports the call, "plain" or "native".
+        activation: None, "relu", "silu", "gelu" (exact) or "gelu_tanh", applied to the result.
         **kwargs: `dtype`, `trainable`.
 
     Weights: learned_epsilon, of shape (1,), if there is one; then gamma and beta, of the input's
@@ -66,8 +66,8 @@ class FilterResponseNormalization(NormalizationLayer):
         learned_epsilon_constraint: Any = None,
         name: str | None = None,
         use_mask: bool = True,
-        activation: str | None = None,
         implementation: str | None = None,
+        activation: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -81,8 +81,8 @@ class FilterResponseNormalization(NormalizationLayer):
             beta_constraint=beta_constraint,
             gamma_constraint=gamma_constraint,
             use_mask=use_mask,
-            activation=activation,
             implementation=implementation,
+            activation=activation,
             name=name,
             **kwargs,
         )

@@ -28,8 +28,8 @@ class GroupNormalization(NormalizationLayer):
         beta_constraint, gamma_constraint: optional constraints.
         use_mask: keep masked elements (a Keras mask of shape (N,), (N, T), ...) out of the
             statistics; False ignores the mask. It is passed on either way.
-        activation: None, "relu", "silu", "gelu" (exact) or "gelu_tanh", applied to the result.
         implementation: None for the fastest that supports the call, "plain" or "native".
+        activation: None, "relu", "silu", "gelu" (exact) or "gelu_tanh", applied to the result.
         **kwargs: `name`, `dtype`, `trainable`.
 
     Input and output: a float tensor (N, ...) of rank 2 or more; unknown sizes are allowed except
@@ -56,8 +56,8 @@ class GroupNormalization(NormalizationLayer):
         beta_constraint: Any = None,
         gamma_constraint: Any = None,
         use_mask: bool = True,
-        activation: str | None = None,
         implementation: str | None = None,
+        activation: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -71,8 +71,8 @@ class GroupNormalization(NormalizationLayer):
             beta_constraint=beta_constraint,
             gamma_constraint=gamma_constraint,
             use_mask=use_mask,
-            activation=activation,
             implementation=implementation,
+            activation=activation,
             **kwargs,
         )
         self.groups = check_group_count(groups)

@@ -30,8 +30,8 @@ class LayerNormalization(NormalizationLayer):
         beta_constraint, gamma_constraint: optional constraints.
         use_mask: keep masked elements out of the statistics; False ignores the mask. A place all
             of whose elements are masked yields beta.
-        activation: None, "relu", "silu", "gelu" (exact) or "gelu_tanh", applied to the result.
         implementation: None for the fastest that supports the call, "plain" or "native".
+        activation: None, "relu", "silu", "gelu" (exact) or "gelu_tanh", applied to the result.
         **kwargs: `name`, `dtype`, `trainable`; and `rms_scaling`, which Keras' configs have: True
             divides by the standard deviation without subtracting the mean, and has a gamma but no
             beta, as Keras' layer does. It is not RMS normalization; `RMSNormalization` is.
@@ -58,8 +58,8 @@ class LayerNormalization(NormalizationLayer):
         beta_constraint: Any = None,
         gamma_constraint: Any = None,
         use_mask: bool = True,
-        activation: str | None = None,
         implementation: str | None = None,
+        activation: str | None = None,
         **kwargs: Any,
     ) -> None:
         rms_scaling = bool(kwargs.pop("rms_scaling", False))
@@ -74,8 +74,8 @@ class LayerNormalization(NormalizationLayer):
             beta_constraint=beta_constraint,
             gamma_constraint=gamma_constraint,
             use_mask=use_mask,
-            activation=activation,
             implementation=implementation,
+            activation=activation,
             **kwargs,
         )
         self.axis = checked_axes(axis)

@@ -25,8 +25,8 @@ class RMSNormalization(NormalizationLayer):
         gamma_constraint: optional constraint.
         use_mask: keep masked elements out of the statistics; False ignores the mask, which is
             passed on either way.
-        activation: None, "relu", "silu", "gelu" (exact) or "gelu_tanh", applied to the result.
         implementation: None for the fastest that supports the call, "plain" or "native".
+        activation: None, "relu", "silu", "gelu" (exact) or "gelu_tanh", applied to the result.
         **kwargs: `name`, `dtype`, `trainable`.
 
     Input and output: a float tensor (N, ...) of rank 2 or more; sizes of axes that are not
@@ -47,8 +47,8 @@ class RMSNormalization(NormalizationLayer):
         gamma_regularizer: Any = None,
         gamma_constraint: Any = None,
         use_mask: bool = True,
-        activation: str | None = None,
         implementation: str | None = None,
+        activation: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -59,8 +59,8 @@ class RMSNormalization(NormalizationLayer):
             gamma_regularizer=gamma_regularizer,
             gamma_constraint=gamma_constraint,
             use_mask=use_mask,
-            activation=activation,
             implementation=implementation,
+            activation=activation,
             **kwargs,
         )
         self.axis = checked_axes(axis)
