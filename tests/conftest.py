@@ -38,6 +38,7 @@ SLOW = (
     "tests/test_numbers.py::test_masked_nan",
     "tests/test_numbers.py::test_nan_and_inf",
     "tests/test_rnn.py",
+    "tests/test_surrounded.py::test_the_promise",
     "tests/test_saving.py",
     "tests/test_tutorial.py",
     "tests/test_wheel.py",

@@ -123,7 +123,7 @@ def normalize(
             else front.arrays.broadcast_to(one, (rows, *front.arrays.shape(one)))
             for one in (gamma, beta)
         )
-    if residual is None and call.activation is None:
+    if call.alone is None:  # it has neither a residual nor an activation
         return compute(front, implementation, "normalize", call, x, gamma, beta, mask, epsilon)
     around = _Around(front.arrays, call, x, residual)
     front = Front(front.arrays, [_Completed(engine, around) for engine in front.engines])

@@ -238,6 +238,8 @@ def _other(module: nn.Module, to: str, groups: int | None) -> tuple[nn.Module | 
     options: dict[str, Any] = {"eps": module.eps}
     if one is not None:
         options |= {"device": one.device, "dtype": one.dtype}
+    if type(module) in _SAME.values():
+        options["activation"] = module.activation
     pixels = not isinstance(module, (nn.BatchNorm1d, nn.InstanceNorm1d))
     if to == "group":
         count = _groups(channels) if groups is None else groups

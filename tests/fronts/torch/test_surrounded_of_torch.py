@@ -124,6 +124,15 @@ def test_replace_beside_a_submodule_of_that_name():
     assert isinstance(same._modules["activation"], torch.nn.ReLU)
 
 
+@pytest.mark.parametrize("to", ["group", "instance", "layer", "rms"])
+def test_replace_by_another_kind_keeps_the_activation(to):
+    model = torch.nn.Sequential(modules.GroupNorm(2, 4, activation="silu"))
+    if to == "instance":
+        model = torch.nn.Sequential(modules.InstanceNorm1d(4, activation="silu"))
+    replace(model, to)
+    assert model[0].activation == "silu"
+
+
 def test_what_does_not_fit_is_refused():
     x = torch.randn(3, 5)
     with pytest.raises(ValueError, match=r"residual has the shape \(5,\), but input has \(3, 5\)"):
