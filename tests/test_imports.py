@@ -10,13 +10,14 @@ import truenorm
 ROOT = pathlib.Path(truenorm.__file__).parent
 FRAMEWORKS = {"flax", "jax", "jaxlib", "keras", "tensorflow", "torch"}
 # What a folder or module of the package may import of the package, besides itself.
-ENGINES = {"arrays", "core", "native"}
+ENGINES = {"arrays", "core", "native", "triton"}
 KERAS = {"backends", "layers", "ops", "rnn", *ENGINES}
 FRONTS = {"flax", "jax", "torch", *KERAS}
 MAY = {
     "core": set(),
     "arrays": set(),
     "native": {"arrays", "core"},
+    "triton": {"arrays", "core", "native", "triton"},
     "backends": {"layers", "rnn"},  # what it registers once Keras is there
     "layers": KERAS,
     "ops": KERAS,
@@ -32,6 +33,7 @@ MAY = {
 OWN = {
     "arrays": lambda path: {path.stem},
     "native": lambda path: {path.stem.partition("_")[0]},
+    "triton": lambda path: {path.stem},
     "layers": lambda path: {"keras", "tensorflow", "torch"},  # replicas, which no backend tells
     "ops": lambda path: {"keras"},
     "rnn": lambda path: {"keras"},

@@ -38,7 +38,8 @@ _RUNNING = backend.backend()
 NATIVE = native.engine(_RUNNING)
 if _RUNNING == "tensorflow" and native.unavailable(_RUNNING) is None:
     NATIVE.hand_down(keras.ops)
-FRONT = engine.Front(keras.ops, (NATIVE, Plain(keras.ops)))
+_GPU = [importlib.import_module("truenorm.triton.torch")] if _RUNNING == "torch" else []
+FRONT = engine.Front(keras.ops, (NATIVE, *_GPU, Plain(keras.ops)))
 
 # In eager PyTorch to convert what is converted, or to name its dtype, is most of a small call.
 _TAKEN_AS_THEY_ARE = (importlib.import_module("torch").Tensor,) if _RUNNING == "torch" else ()

@@ -1,4 +1,4 @@
-"""Which engine computes a call: the plain formula, or fused native kernels.
+"""Which engine computes a call: the plain formula, or fused kernels for CPUs or for GPUs.
 
 An engine is an object, or a module, with a `name` and three functions of a `Call` and tensors:
 
@@ -28,7 +28,7 @@ from truenorm.core.errors import brief
 
 Tensor = Any
 
-NAMES = ("native", "plain")  # fastest first
+NAMES = ("native", "triton", "plain")  # fastest first
 
 
 class Front(NamedTuple):
@@ -75,7 +75,7 @@ def use_implementation(name: str | None) -> Iterator[None]:
     what was chosen when it was traced; torch.compile traces it again.
 
     Args:
-        name: "plain", "native", or None for the fastest that supports each call.
+        name: "plain", "native", "triton", or None for the fastest that supports each call.
 
     Raises:
         ValueError: the name is unknown.
@@ -136,7 +136,7 @@ def compute(front: Front, implementation: str | None, step: str, *operands: Any)
     `step` is the name of its function.
     """
     name = _default.name if implementation is None else check(implementation)
-    reason = "it has none"
+    reason = "there are no such kernels for this framework"
     for engine in front.engines:
         if name is None or engine.name == name:
             result = getattr(engine, step)(*operands)

@@ -70,6 +70,18 @@ def recipe(view: View, memory: Sequence[int] | None = None) -> Recipe:
     return Recipe(order, permutes, tuple(places), tuple(factors), groups, code)
 
 
+def factors_of(code: int) -> tuple[int, ...]:
+    """The factors of a recipe, from its code."""
+    factors: list[int] = []
+    axis = 0
+    while code:
+        varies, (run, part) = (code & 31) - 1 >= 12, divmod(((code & 31) - 1) % 12, 3)
+        axis += int(bool(factors) and _PARTS[part] != "within")
+        factors += [axis, part, run, int(varies)]
+        code >>= 5
+    return tuple(factors)
+
+
 # Of an input that is reshaped to its four runs, with one gamma and one beta for each group.
 MERGED = recipe(View(4, tuple((Factor(run, run % 2 == 1),) for run in range(4)), (0, 2)))
 

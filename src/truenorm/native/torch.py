@@ -26,7 +26,7 @@ name = "native"
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _DENSE = torch.strided
 _OWN = (torch.Tensor, torch.nn.Parameter)  # the classes whose operations are PyTorch's own
-_MOST_FACTORS = 12  # what one integer holds
+MOST_FACTORS = 12  # what one integer holds
 
 
 @functools.cache
@@ -56,10 +56,15 @@ def _reason(x: Any, others: Sequence[Any], mask: Any) -> str | None:
             if one.is_cpu:
                 return f"a tensor has the layout {one.layout}; the native kernels read dense ones"
             return f"a tensor is on {one.device}; the native kernels serve CPU tensors"
+    return refused(x)
+
+
+def refused(x: torch.Tensor) -> str | None:
+    """Why no fused kernel, on whichever device, can compute with x now, or None."""
     if x.is_nested:
         return "x is nested"
     if x.dtype not in _DTYPES:
-        return f"x is of dtype {x.dtype}; the native kernels take {_DTYPES}"
+        return f"x is of dtype {x.dtype}; the kernels take {_DTYPES}"
     # Not is_exporting(): before PyTorch 2.11, torch.compile read that as true of itself.
     if torch.compiler._is_exporting_flag or torch.jit.is_tracing():
         return "the program is being exported, to run where truenorm is not installed"
@@ -88,8 +93,8 @@ def _is_foreign(x: Any) -> bool:
 @remembered
 def _plan(call: Call, memory: tuple[int, ...] | None) -> Plan | str:
     """The plan, or why there is none."""
-    if call.view.rank + 1 > _MOST_FACTORS:
-        most = _MOST_FACTORS - 1
+    if call.view.rank + 1 > MOST_FACTORS:
+        most = MOST_FACTORS - 1
         return f"x has {call.view.rank} axes; the native kernels take {most} on PyTorch"
     how = recipe(call.view, memory)
     ordered = dataclasses.replace(call, view=call.view.permuted(how.order))
@@ -111,7 +116,7 @@ def normalize(
     if reason is not None:
         return reason
     contiguous = x.is_contiguous()
-    plan = _plan(call, None if contiguous else _memory_order(x))
+    plan = _plan(call, None if contiguous else memory_order(x))
     if isinstance(plan, str):
         return plan
     how = plan.how
@@ -175,7 +180,7 @@ def _compute_dtype(x: torch.Tensor) -> torch.dtype:
     return torch.float64 if x.dtype is torch.float64 else torch.float32
 
 
-def _memory_order(x: torch.Tensor) -> tuple[int, ...] | None:
+def memory_order(x: torch.Tensor) -> tuple[int, ...] | None:
     """The axes of a dense x, outermost in memory first; None where x is not dense."""
     strides = x.stride()
     order = sorted(range(x.ndim), key=lambda axis: -strides[axis])
@@ -184,7 +189,7 @@ def _memory_order(x: torch.Tensor) -> tuple[int, ...] | None:
 
 def _group_order(view: View, x: torch.Tensor) -> tuple[int, ...] | None:
     """The same, but for an order in which the groups are not those of x's kept axes in turn."""
-    order = None if x.is_contiguous() else _memory_order(x)
+    order = None if x.is_contiguous() else memory_order(x)
     if order is None:
         return None
     kept = [order[one.axis] for one in view.permuted(order).factors if not one.reduced]

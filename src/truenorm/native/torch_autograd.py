@@ -19,7 +19,7 @@ from truenorm.core.call import Call, Statistics
 from truenorm.core.plain import Plain
 from truenorm.native.recipe import MERGED, Recipe
 
-_plain = Plain(arrays)
+plain = Plain(arrays)
 _forward: Any = None  # torch.ops.truenorm.forward.default, since `register`
 _backward: Any = None
 
@@ -79,12 +79,12 @@ def _differentiates(*tensors: Any) -> bool:
     return torch.is_grad_enabled() and any(one.requires_grad for one in tensors)
 
 
-def _twice() -> bool:
+def twice() -> bool:
     """Whether the gradient that is computed may be differentiated again."""
     return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
-def _plain_gradient(function: Callable[..., Any], operands: Any, cotangents: Any) -> Any:
+def plain_gradient(function: Callable[..., Any], operands: Any, cotangents: Any) -> Any:
     """The gradient in tensors by the plain formula, which can be differentiated again."""
     # At views: where gamma is computed from x, the gradient in x must not take the path through it.
     views = [
@@ -109,9 +109,9 @@ class _Normalize(torch.autograd.Function):
     def backward(ctx: Any, dy: Any) -> Any:
         x, gamma, beta, statistics = ctx.saved_tensors
         call, _, options = ctx.plan
-        if _twice():
-            function = functools.partial(_plain.normalize, call)
-            return *_plain_gradient(function, (x, gamma, beta), dy), None
+        if twice():
+            function = functools.partial(plain.normalize, call)
+            return *plain_gradient(function, (x, gamma, beta), dy), None
         return *_backward(x, gamma, dy, statistics, *options), None
 
 
@@ -136,14 +136,14 @@ class _Moments(torch.autograd.Function):
         call = ctx.plan.call
         if not call.centered:
             drest = torch.zeros_like(dvariance)
-        if _twice():
+        if twice():
             cotangents = (drest, dvariance) if call.centered else (dvariance,)
 
             def function(x: Any) -> Any:
-                _, rest, variance, _ = _plain.moments(call, x)
+                _, rest, variance, _ = plain.moments(call, x)
                 return (rest, variance) if call.centered else (variance,)
 
-            return *_plain_gradient(function, (x,), cotangents), None
+            return *plain_gradient(function, (x,), cotangents), None
         # 2 / n * dvariance * (x - mean) + drest / n: x with a mean that is given, a deviation of 1,
         # and a gamma and beta for each group.
         sizes = call.view.sizes(x.shape)
@@ -175,14 +175,14 @@ class _Apply(torch.autograd.Function):
     def backward(ctx: Any, dy: Any) -> Any:
         *operands, given = ctx.saved_tensors
         call, _, options = ctx.plan
-        if _twice():
+        if twice():
 
             def function(x: Any, gamma: Any, beta: Any, mean: Any, rest: Any, power: Any) -> Any:
                 # Without a mask the count says nothing.
                 statistics = Statistics(mean, rest, power, torch.ones_like(power))
-                return _plain.apply(call, x, statistics, gamma, beta)
+                return plain.apply(call, x, statistics, gamma, beta)
 
-            return *_plain_gradient(function, operands, dy), None
+            return *plain_gradient(function, operands, dy), None
         x, gamma = operands[:2]
         dx, dgamma, dbeta, dgiven = torch.ops.truenorm.apply_backward.default(
             x, gamma, dy, given, *options

@@ -28,6 +28,7 @@ from truenorm.core.kinds import KINDS
 from truenorm.core.plain import Plain
 from truenorm.core.view import canonical_axes
 from truenorm.native.torch_cache import remembered
+from truenorm.triton import torch as gpu
 
 __all__ = [
     "filter_response_norm",
@@ -40,7 +41,7 @@ __all__ = [
 
 Result: TypeAlias = Tensor | Any  # a Tensor, or with a residual a pair of them
 
-FRONT = engine.Front(arrays, (native.engine("torch"), Plain(arrays)))
+FRONT = engine.Front(arrays, (native.engine("torch"), gpu, Plain(arrays)))
 _surrounded = remembered(arguments.surrounded)
 _NAMES = arguments.Names("input", "weight", "bias", "num_groups", "eps")
 
@@ -72,7 +73,7 @@ def group_norm(
             the statistics, but are normalized with them.
         activation: None, "relu", "silu", "gelu" (exact) or "gelu_tanh", applied to the result.
         residual: added to the input before; of the input's shape and dtype.
-        implementation: None, "plain" or "native"; see `truenorm.use_implementation`.
+        implementation: None, "plain", "native" or "triton"; see `truenorm.use_implementation`.
 
     Returns:
         A tensor of the input's shape, dtype and, without a mask, memory format; with a residual

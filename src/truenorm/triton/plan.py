@@ -1,0 +1,241 @@
+"""How the kernels of `kernels.py` read one call: which of them, the sizes, and tile and warps.
+
+A plan follows from the call, the sizes and the dtype alone, not from the device, the number of
+samples or a timing: so a sample has the same bits alone and in a batch, and from run to run.
+"""
+
+import dataclasses
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from truenorm.core.call import Call
+from truenorm.core.view import Factor, View, product
+
+# The widest group that one program holds in registers: what is wider spills (measured with 50,257
+# elements: 3 to 16 % of the speed of a copy, and 65 % with a loop over tiles). Half of it where there
+# is an activation, whose gradient takes registers too.
+HELD_ROW = 8192
+# The same where neighbours in a group are far apart, and a program takes several groups at once.
+HELD_COLUMN = 512
+# Elements in a tile of the loops, on 16 warps: with two tiles in flight these are 16384, which was the
+# fastest of 4096 to 65536, and 16 in each thread, which do not spill.
+TILE = 8192
+# Channels that one program of the loops takes: 32 and 64 are alike, 16 and 128 slower.
+BUNDLE = 32
+# Of a sample that has few programs, those with more elements than this are split further.
+SPLIT_ABOVE = 1 << 18
+SPLIT_TO = 1 << 15
+MOST_CHUNKS = 64
+LARGEST = 2**31 - 1 - 2 * TILE  # what 32 bits count, with the tiles beyond an end
+# Programs that walk over the groups and keep what they add to the gradients of gamma and beta: two
+# for each multiprocessor of an H100. The same on every device, as the order of the sums is.
+WALKERS = 264
+
+
+class Owner(NamedTuple):
+    """Which set of gamma and beta a group has: (index // every) % sets."""
+
+    every: int = 1
+    sets: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """A group fits in registers: `outer` times `items` groups, of `varying` times `alike` elements.
+
+    gamma and beta vary along the first of these two, and with the owner. `rows`: a group is
+    contiguous, and outer is 1; else the items are, and elements of a group are `items` apart.
+    """
+
+    outer: int
+    items: int
+    varying: int
+    alike: int
+    rows: bool
+    owner: Owner
+
+    @property
+    def groups(self) -> int:
+        """The number of groups."""
+        return self.outer * self.items
+
+    @property
+    def extent(self) -> int:
+        """Elements of gamma in one set."""
+        return self.varying
+
+    @property
+    def count(self) -> int:
+        """Elements in a group."""
+        return self.varying * self.alike
+
+
+@dataclasses.dataclass(frozen=True)
+class Looped:
+    """A group is read in tiles: x is (outer, rows, bundled, width), reduced over rows and width.
+
+    gamma and beta vary along the rows, or along the last two axes, and with the owner.
+
+    Attributes:
+        alike: neighbours along the last two axes that share gamma and beta.
+        chunks: parts in which the rows of a sample are summed by different programs.
+        chunk: rows in each but the last.
+    """
+
+    outer: int
+    rows: int
+    bundled: int
+    width: int
+    along_rows: bool
+    owner: Owner
+    alike: int = 1
+    chunks: int = 1
+    chunk: int = 0
+
+    @property
+    def groups(self) -> int:
+        """The number of groups."""
+        return self.outer * self.bundled
+
+    @property
+    def extent(self) -> int:
+        """Elements of gamma in one set."""
+        return self.rows if self.along_rows else self.bundled * self.width // self.alike
+
+    @property
+    def count(self) -> int:
+        """Elements in a group."""
+        return self.rows * self.width
+
+    @property
+    def padded_width(self) -> int:
+        """The width of a tile for one group."""
+        return min(power(self.width), TILE)
+
+    @property
+    def bundle(self) -> int:
+        """Groups that a program takes at once."""
+        return min(power(self.bundled), max(BUNDLE // self.padded_width, 1))
+
+    @property
+    def bundles(self) -> int:
+        """Programs for one chunk of a sample."""
+        return -(-self.bundled // self.bundle)
+
+
+Plan = Held | Looped
+
+
+def make(call: Call, shape: Sequence[int]) -> Plan | str:
+    """The plan for a contiguous x of this shape, or why the kernels do not compute the call.
+
+    The view must not be transposed.
+    """
+    found = _read(call, shape)
+    if not isinstance(found, str) and max(found.groups, found.count) > LARGEST:
+        return (
+            f"x has {found.groups} groups of {found.count} elements; the GPU kernels count up to "
+            f"{LARGEST} of either"
+        )
+    return found
+
+
+def _read(call: Call, shape: Sequence[int]) -> Plan | str:
+    view = call.view
+    k0, r0, k1, r1 = (_blocks(view, run, shape) for run in view.runs)
+    if not r0 or not k1:  # no run of kept axes parts the reduced ones: groups are contiguous
+        return _rows(_join(k0, k1), _join(r0, r1), HELD_ROW // (2 if call.activation else 1))
+    return _columns(k0, r0, k1, r1)
+
+
+class _Block(NamedTuple):
+    """Neighbouring factors along which gamma and beta behave alike."""
+
+    size: int
+    varies: bool
+
+
+def _blocks(view: View, run: Sequence[Factor], shape: Sequence[int]) -> list[_Block]:
+    blocks: list[_Block] = []
+    for factor in run:
+        one = _Block(view.size(factor, shape), view.varies(factor))
+        if one.size != 1:
+            blocks = _join(blocks, [one])
+    return blocks
+
+
+def _join(first: list[_Block], second: list[_Block]) -> list[_Block]:
+    """Both, merged where they meet."""
+    if first and second and first[-1].varies == second[0].varies:
+        merged = _Block(first[-1].size * second[0].size, second[0].varies)
+        return [*first[:-1], merged, *second[1:]]
+    return first + second
+
+
+def _owner(blocks: list[_Block]) -> Owner | None:
+    """Which parameters the kept axes of these blocks choose, or None: too many blocks vary."""
+    varying = [i for i, one in enumerate(blocks) if one.varies]
+    if not varying:
+        return Owner()
+    if len(varying) > 1:
+        return None
+    after = product(one.size for one in blocks[varying[0] + 1 :])
+    return Owner(after, blocks[varying[0]].size)
+
+
+_SCATTERED = "gamma varies along axes that alternate with others, which the GPU kernels cannot read"
+
+
+def _rows(kept: list[_Block], reduced: list[_Block], most: int) -> Plan | str:
+    owner, groups = _owner(kept), product(one.size for one in kept)
+    if owner is None or len(reduced) > 2:
+        return _SCATTERED
+    if len(reduced) == 2 and not reduced[0].varies:
+        rows, width = reduced[0].size, reduced[1].size
+        if width > TILE:
+            return f"gamma repeats every {width} elements; the GPU kernels take {TILE}"
+        return _split(Looped(groups, rows, 1, width, False, owner))
+    varying = reduced[0].size if reduced and reduced[0].varies else 1
+    alike = reduced[-1].size if reduced and not reduced[-1].varies else 1
+    if power(varying) * power(alike) <= most:
+        return Held(1, groups, varying, alike, True, owner)
+    if varying == 1:
+        return _split(Looped(groups, alike, 1, 1, False, owner))
+    return _split(Looped(groups, varying, 1, alike, True, owner))
+
+
+def _columns(
+    k0: list[_Block], r0: list[_Block], k1: list[_Block], r1: list[_Block]
+) -> Plan | str:
+    owner = _owner(k0)
+    inner = _join(k1, r1)
+    alike = inner.pop().size if len(inner) > 1 and inner[0].varies else 1
+    if owner is None or len(inner) > 1 or len(r0) > 1 or (r0[0].varies and inner[0].varies):
+        return _SCATTERED
+    outer = product(one.size for one in k0)
+    rows, bundled = r0[0].size, product(one.size for one in k1)
+    width = product(one.size for one in r1)
+    if not r1 and not inner[0].varies and power(rows) <= HELD_COLUMN:
+        varying, alike = (rows, 1) if r0[0].varies else (1, rows)
+        return Held(outer, bundled, varying, alike, False, owner)
+    if width > TILE:
+        return f"the last reduced axes have {width} elements; the GPU kernels take {TILE}"
+    if not inner[0].varies and not r0[0].varies and owner.sets > 1:
+        return _SCATTERED
+    return _split(Looped(outer, rows, bundled, width, r0[0].varies, owner, alike))
+
+
+def _split(plan: Looped) -> Looped:
+    """The plan, with its rows in chunks where a sample is large and would have few programs."""
+    slab = plan.rows * plan.width * plan.bundle
+    chunks = 1
+    if plan.bundles < 16 and slab >= SPLIT_ABOVE:
+        chunks = min(-(-MOST_CHUNKS // plan.bundles), slab // SPLIT_TO, plan.rows)
+    chunk = -(-plan.rows // chunks)
+    return dataclasses.replace(plan, chunks=-(-plan.rows // chunk), chunk=chunk)
+
+
+def power(size: int) -> int:
+    """The smallest power of two that is not below it."""
+    return 1 << max(size - 1, 0).bit_length()

@@ -1,0 +1,181 @@
+"""The operations of the GPU kernels for PyTorch, with their derivatives.
+
+`truenorm::gpu_forward` and `gpu_backward` are `triton_op`s: torch.compile and AOTInductor see the
+kernels in them. Eager calls pass them by, which saves the dispatch. The gradient of the gradient is
+the plain formula's.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from truenorm.arrays import torch as arrays
+from truenorm.core.activation import activate
+from truenorm.core.call import Call
+from truenorm.native.recipe import call_of, factors_of
+from truenorm.native.torch_autograd import plain, plain_gradient, twice
+from truenorm.triton import Plan, launch
+
+
+def normalize(
+    plan: Plan, x: Tensor, gamma: Tensor | None, beta: Tensor | None, residual: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """y, and the sum with the residual."""
+    operands = (x, gamma, beta, residual)
+    if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in operands):
+        y, total = _Normalize.apply(*operands, plan)
+    else:
+        y, _, total = _run(_forward, *operands, *plan.options)
+    return y, None if residual is None else total
+
+
+def _run(function: Any, x: Tensor, *operands: Any) -> Any:
+    """What the operation computes: by the operation where torch.compile traces, else without it."""
+    if torch.compiler.is_compiling():
+        return _OPERATIONS[function](x, *operands)
+    if not x.is_cuda or x.device.index == torch.cuda.current_device():
+        return function(x, *operands)
+    with torch.cuda.device(x.device):  # where Triton launches
+        return function(x, *operands)
+
+
+class _Normalize(torch.autograd.Function):
+    """y and the sum of x, gamma, beta and the residual; keeps what was normalized."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, gamma: Any, beta: Any, residual: Any, plan: Plan) -> Any:
+        y, statistics, total = _run(_forward, x, gamma, beta, residual, *plan.options)
+        ctx.save_for_backward(x if residual is None else total, gamma, beta, statistics)
+        ctx.plan, ctx.adds = plan, residual is not None
+        if residual is None:
+            ctx.mark_non_differentiable(total)
+        ctx.set_materialize_grads(False)
+        return y, total
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any, dtotal: Any) -> Any:
+        x, gamma, beta, statistics = ctx.saved_tensors
+        plan = ctx.plan
+        if dy is None:
+            dx, dgamma, dbeta = dtotal, None, None
+        elif twice():
+            dx, dgamma, dbeta = _again(plan.call, x, gamma, beta, dy)
+            dx = dx if dtotal is None else dx + dtotal
+        else:
+            dtotal = None if dtotal is None else dtotal.contiguous()
+            dx, dgamma, dbeta = _run(
+                _backward, x, gamma, beta, dy.contiguous(), dtotal, statistics, *plan.options
+            )
+        found = (dx, None if gamma is None else dgamma, None if beta is None else dbeta)
+        return *found, dx if ctx.adds else None, None
+
+
+def _again(call: Call, x: Any, gamma: Any, beta: Any, dy: Any) -> Any:
+    """The gradient by the plain formula, which can be differentiated again."""
+    there = [one for one in (gamma, beta) if one is not None]
+
+    def function(x: Any, *parameters: Any) -> Any:
+        given = iter(parameters)
+        filled = (None if one is None else next(given) for one in (gamma, beta))
+        return activate(arrays, call.activation, plain.normalize(call, x, *filled))
+
+    dx, *others = plain_gradient(function, (x, *there), dy)
+    rest = iter(others)
+    return dx, *(None if one is None else next(rest) for one in (gamma, beta))
+
+
+# --- the operations
+
+
+def _launches(call: Call, x: Tensor, gamma: Tensor | None, beta: Tensor | None) -> launch.Launches:
+    double, parameters = x.dtype is torch.float64, gamma is not None or beta is not None
+    return launch.make(call, tuple(map(int, x.shape)), double, parameters)
+
+
+@functools.lru_cache(maxsize=1024)
+def _call(code: int, groups: int, epsilon: float, centered: bool, activation: str) -> Call:
+    call = call_of(factors_of(code), groups, epsilon, centered)
+    return dataclasses.replace(call, activation=activation or None)
+
+
+def _start(one: launch.Launch, *operands: Any) -> None:
+    torch.library.wrap_triton(one.kernel)[(one.grid,)](
+        *operands, **one.numbers, **one.constants, num_warps=one.warps
+    )
+
+
+def _forward(
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    residual: Tensor | None,
+    code: int,
+    groups: int,
+    epsilon: float,
+    centered: bool,
+    activation: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, the statistics of each group (pivot, rest, 1 / deviation), and x + residual or nothing."""
+    call = _call(code, groups, epsilon, centered, activation)
+    compute = torch.float64 if x.dtype is torch.float64 else torch.float32
+    y = torch.empty_like(x)
+    total = x.new_empty(0) if residual is None else torch.empty_like(x)
+    sizes = call.view.sizes(x.shape)
+    statistics = x.new_empty((sizes[0] * sizes[2], 3), dtype=compute)
+    if x.numel():
+        launches = _launches(call, x, gamma, beta)
+        parts = (x.new_empty((launches.parts, 3), dtype=compute),) if launches.parts else (None,)
+        parts = () if isinstance(launches.plan, launch.Held) else parts
+        written = None if residual is None else total
+        for one in launches.forward:
+            _start(one, x, residual, gamma, beta, y, written, statistics, *parts)
+    return y, statistics, total
+
+
+def _backward(
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    dy: Tensor,
+    dtotal: Tensor | None,
+    statistics: Tensor,
+    code: int,
+    groups: int,
+    epsilon: float,
+    centered: bool,
+    activation: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dx, dgamma and dbeta; nothing where there are no parameters."""
+    call = _call(code, groups, epsilon, centered, activation)
+    dx = torch.empty_like(x)
+    like = gamma if gamma is not None else beta
+    if like is None:
+        dgamma = dbeta = x.new_empty(0)
+    if not x.numel():
+        if like is not None:
+            dgamma, dbeta = torch.zeros_like(like), torch.zeros_like(like)
+        return dx, dgamma, dbeta
+    launches = _launches(call, x, gamma, beta)
+    left: tuple[Any, Any] = (None, None)
+    if like is not None:
+        left = tuple(statistics.new_empty(launches.shares) for _ in range(2))  # type: ignore[assignment]
+    parts: tuple[Any, ...] = ()
+    if not isinstance(launches.plan, launch.Held):
+        parts = (statistics.new_empty((launches.parts, 2)) if launches.parts else None,)
+    inside = (None, None) if launches.columns is not None else left
+    for one in launches.backward:
+        _start(one, x, gamma, beta, dy, dtotal, statistics, dx, *inside, *parts)
+    if launches.columns is not None and like is not None:
+        _start(launches.columns, x, gamma, beta, dy, statistics, *left)
+    if like is not None:
+        dgamma, dbeta = (one.sum((0, 2, 4)).reshape(like.shape).to(like.dtype) for one in left)
+    return dx, dgamma, dbeta
+
+
+_OPERATIONS = {
+    function: torch.library.triton_op(f"truenorm::gpu{function.__name__}", function, mutates_args=())
+    for function in (_forward, _backward)
+}

@@ -1,0 +1,169 @@
+"""The kernels for GPUs, compiled on a machine without one: registers, memory and wide loads.
+
+The interpreter (tests/gpu) shows what they compute, this that they fit the hardware.
+"""
+
+import pathlib
+import re
+import subprocess
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+import truenorm.torch.functional as F  # noqa: E402
+from truenorm.core.call import Call  # noqa: E402
+from truenorm.core.kinds import KINDS  # noqa: E402
+from truenorm.triton import launch, torch_operations  # noqa: E402
+from truenorm.triton import torch as engine  # noqa: E402
+
+SHAPES = {
+    "narrow rows": ("layer", (524288, 64), {"axis": -1}),
+    "rows": ("layer", (32768, 1024), {"axis": -1}),
+    "long rows": ("rms", (8192, 8192), {"axis": -1}),
+    "wide rows": ("layer", (4096, 16384), {"axis": -1}),
+    "odd rows": ("layer", (1024, 50257), {"axis": -1}),
+    "pixels": ("layer", (32, 256, 56, 56), {"axis": 1}),
+    "many channels": ("layer", (32, 768, 14, 14), {"axis": 1}),
+    "columns": ("group", (32, 56, 56, 256), {"axis": -1, "groups": 32}),
+    "odd columns": ("group", (32, 56, 56, 240), {"axis": -1, "groups": 24}),
+    "split columns": ("group", (4, 256, 256, 128), {"axis": -1, "groups": 32}),
+    "channels first": ("group", (32, 256, 56, 56), {"axis": 1, "groups": 32}),
+    "small channels first": ("group", (32, 256, 7, 7), {"axis": 1, "groups": 32}),
+}
+# Their sizes are multiples of the 16 bytes that a thread reads at once.
+EVEN = set(SHAPES) - {"odd rows", "odd columns", "many channels", "small channels first"}
+OF_X = {"x", "residual", "y", "total", "dy", "dtotal", "dx"}
+NVIDIA = {number: GPUTarget("cuda", number, 32) for number in (80, 90, 100)}
+AMD = GPUTarget("hip", "gfx942", 64)
+
+
+def launches(shape, activation=None):
+    kind, sizes, options = SHAPES[shape]
+    call = Call(KINDS[kind].view(sizes, **options), KINDS[kind].centered, 1e-5, activation)
+    return launch.make(call, sizes, False, True)
+
+
+def compiled(found, dtype, target, residual=False):
+    """Every kernel of these launches for a target, as they are launched."""
+    for one in (*found.forward, *found.backward, *filter(None, [found.columns])):
+        absent = set() if residual else {"residual", "total", "dtotal"}
+        absent |= set() if found.parts else {"parts"}
+        if found.columns is not None and one is not found.columns:
+            absent |= {"dgamma", "dbeta"}
+        signature, constants, attributes = {}, {}, {}
+        for i, name in enumerate(one.kernel.arg_names):
+            value = one.constants.get(name, 1 if one.numbers.get(name) == 1 else None)
+            if name in one.constants or name in absent or value == 1:
+                signature[name], constants[i,] = "constexpr", value
+                continue
+            signature[name] = "i32" if name in one.numbers else "*fp32"
+            if name in OF_X:
+                signature[name] = f"*{dtype}"
+            if one.numbers.get(name, 16) % 16 == 0:
+                attributes[i,] = [["tt.divisibility", 16]]
+        options = {"num_warps": one.warps, "enable_fp_fusion": True}
+        source = ASTSource(one.kernel, signature, constants, attributes)
+        yield one, triton.compile(source, target=target, options=options)
+
+
+def usage(kernel, folder):
+    """Registers of a thread, bytes of its stack, and bytes of shared memory."""
+    (folder / "kernel").write_bytes(kernel.asm["cubin"])
+    tool = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    command = [tool, "--dump-resource-usage", folder / "kernel"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return [int(re.search(rf"{name}:(\d+)", text)[1]) for name in ("REG", "STACK", "SHARED")]
+
+
+@pytest.mark.parametrize("activation", [None, "silu"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_nothing_spills_and_loads_are_wide(shape, dtype, activation, tmp_path):
+    for one, kernel in compiled(launches(shape, activation), dtype, NVIDIA[90]):
+        registers, stack, shared = usage(kernel, tmp_path)
+        assert stack == 0, one
+        assert registers * 32 * one.warps <= 65536
+        assert shared <= 64 * 1024
+        wide = re.search(r"ld\.global[^;]*\.v4\.b32", kernel.asm["ptx"])
+        assert bool(wide) >= (shape in EVEN), one
+
+
+@pytest.mark.parametrize("target", [80, 100])
+@pytest.mark.parametrize("shape", ["rows", "wide rows", "pixels", "columns", "split columns"])
+def test_other_generations(shape, target, tmp_path):
+    for one, kernel in compiled(launches(shape), "bf16", NVIDIA[target], residual=True):
+        _, stack, _ = usage(kernel, tmp_path)
+        assert stack <= 16, one
+
+
+@pytest.mark.parametrize("shape", ["rows", "wide rows", "pixels", "columns", "split columns"])
+def test_amd(shape):
+    for one, kernel in compiled(launches(shape, "gelu"), "bf16", AMD, residual=True):
+        spills = re.findall(r"[sv]gpr_spill_count: *(\d+)", kernel.asm["amdgcn"])
+        assert spills and not any(map(int, spills)), one
+
+
+@pytest.fixture
+def compiles_on_the_cpu(monkeypatch):
+    """The engine takes CPU tensors and launches nothing: torch.compile sees the operations."""
+    monkeypatch.setattr(engine, "unavailable", lambda: None)
+    monkeypatch.setattr(engine, "_serves_cpu", True)
+
+
+def graphs_of(function, *operands):
+    """What torch.compile makes of it: a list of names for each graph."""
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+
+    found = []
+
+    def compiler(module, _):
+        found.append([str(node.target) for node in module.graph.nodes])
+        return make_boxed_func(module.forward)
+
+    backend = aot_autograd(fw_compiler=compiler, bw_compiler=compiler)
+    torch._dynamo.reset()
+    return torch.compile(function, backend=backend, fullgraph=True)(*operands), found
+
+
+def test_torch_compile_takes_one_graph_each_way(compiles_on_the_cpu, monkeypatch):
+    started = []
+    monkeypatch.setattr(torch_operations, "_start", lambda one, *_: started.append(one.kernel))
+    x = torch.zeros(4, 6, 6, 16, requires_grad=True)
+    weight = torch.ones(16, requires_grad=True)
+    y, found = graphs_of(
+        lambda x, w: F.group_norm(x, 4, w, axis=-1, implementation="triton"), x, weight
+    )
+    y.sum().backward()
+    assert y.shape == x.shape and weight.grad.shape == weight.shape
+    assert len(found) == 2
+    names = {one.__name__ for one in started}
+    assert names == {"looped_forward", "looped_backward"}
+
+
+def test_torch_compile_sees_the_kernels():
+    """With tensors that say they are on a GPU, and have no data."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    view = KINDS["group"].view((4, 6, 6, 16), -1, 4)
+    options = engine._plan(Call(view, True, 1e-3), None).options
+    with FakeTensorMode():
+        x = torch.empty(4, 6, 6, 16, device="cuda")
+        weight = torch.empty(16, device="cuda")
+
+    def function(x, weight):
+        return torch.ops.truenorm.gpu_forward(x, weight, None, None, *options)
+
+    graph = make_fx(function, tracing_mode="fake")(x, weight).graph
+    assert any("gpu_forward" in str(node.target) for node in graph.nodes)
+
+
+def test_no_gpu_is_a_reason():
+    with pytest.raises(NotImplementedError, match="the GPU kernels serve CUDA tensors"):
+        F.layer_norm(torch.ones(3, 4), 4, implementation="triton")
