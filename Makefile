@@ -13,6 +13,8 @@ ARGS ?=
 # A folder for each set of settings: a folder of other settings is refused.
 OUT ?= runs/$(BACKEND)$(if $(ARGS),-$(firstword $(shell echo '$(ARGS)' | cksum)))
 BACKENDS ?= jax tensorflow torch
+# What else has a process of its own in the suite: the kernels for GPUs, interpreted on the CPU.
+ENGINES ?= triton
 
 BIN := .venv/bin
 # TensorFlow's CPU package is the small one; PyTorch is pinned in constraints.txt to a version
@@ -20,6 +22,7 @@ BIN := .venv/bin
 PACKAGE_jax := jax
 PACKAGE_tensorflow := tensorflow-cpu
 PACKAGE_torch := torch
+PACKAGE_triton := triton
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: run test quick fronts check sanitize wheel clean
@@ -29,7 +32,7 @@ run: .venv/.run-$(BACKEND)
 	$(BIN)/truenorm compare --backend $(BACKEND) --out $(OUT) $(ARGS)
 
 test: .venv/.test
-	$(BIN)/python tests/run.py $(BACKENDS) -- $(ARGS)
+	$(BIN)/python tests/run.py $(BACKENDS) $(ENGINES) -- $(ARGS)
 
 quick: .venv/.test
 	$(BIN)/python tests/run.py $(BACKEND) -- -m "not slow" $(ARGS)
@@ -97,5 +100,5 @@ clean:
 	touch $@
 
 .venv/.test: .venv/.made pyproject.toml constraints.txt
-	$(PIP) $(foreach backend,$(BACKENDS),$(PACKAGE_$(backend))) -e ".[compare,migrate]" pytest hypothesis jupytext onnxruntime onnxscript tf2onnx flax equinox torchvision ruff mypy cmake
+	$(PIP) $(foreach one,$(BACKENDS) $(ENGINES),$(PACKAGE_$(one))) -e ".[compare,migrate]" pytest hypothesis jupytext onnxruntime onnxscript tf2onnx flax equinox torchvision ruff mypy cmake
 	touch $@

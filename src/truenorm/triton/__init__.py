@@ -1,9 +1,12 @@
 """The fused kernels for GPUs, in Triton: one source, for PyTorch and JAX.
 
-    plan.py       how the kernels read a call: which family, sizes, tiles; no framework, no Triton
-    kernels.py    the kernels
-    launch.py     grids and constants of a call's launches
-    torch.py      the engine for PyTorch; torch_operations.py its operations
+plan.py             how the kernels read a call: sizes and tiles; no framework, no Triton
+common.py           what the kernels share, and how they compute
+held.py             the kernels for groups that fit in registers
+looped_forward.py   the others, forward
+looped_backward.py  and backward
+launch.py           grids and constants of a call's launches
+torch.py            the engine for PyTorch; torch_operations.py has its operations
 """
 
 import os

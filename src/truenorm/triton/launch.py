@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import triton.language as tl
 
 from truenorm.core.call import Call
-from truenorm.triton import kernels, plan
+from truenorm.triton import held, looped_backward, looped_forward, plan
 from truenorm.triton.plan import Held, Looped, Plan
 
 
@@ -19,7 +19,7 @@ class Launch(NamedTuple):
     """One kernel's launch.
 
     Attributes:
-        kernel: a function of `kernels.py`.
+        kernel: a function of the kernels.
         grid: the number of programs.
         numbers: its integers, by name.
         constants: what it is compiled for, by name.
@@ -104,7 +104,7 @@ def _held(call: Call, how: Held, double: bool, parameters: bool) -> Launches:
     grid = how.outer * -(-how.items // items)
     warps = _warps(items * width, 1024 if how.rows else 512)
     first = Launch(
-        kernels.held_forward, grid, numbers,
+        held.held_forward, grid, numbers,
         constants | {"ITEMS": items, "EPSILON": call.epsilon}, warps,
     )  # fmt: skip
 
@@ -113,7 +113,7 @@ def _held(call: Call, how: Held, double: bool, parameters: bool) -> Launches:
     tiles = how.outer * -(-how.items // items)
     grid = min(tiles, plan.WALKERS)
     second = Launch(
-        kernels.held_backward, grid, numbers | {"tiles": tiles},
+        held.held_backward, grid, numbers | {"tiles": tiles},
         constants | {"ITEMS": items, "WALK": walk}, _warps(items * width, 512),
     )  # fmt: skip
     if walk:
@@ -148,14 +148,11 @@ def _looped(call: Call, how: Looped, double: bool, parameters: bool) -> Launches
         height = max(min(most // (groups * width), plan.power(how.chunk)), 1)
         warps = _warps(height * groups * width, most // 16)
         given = constants | more | {"HEIGHT": height}
-        return tuple(
-            Launch(kernel, grid, numbers, given | {"STEP": step}, warps)
-            for step in steps
-        )
+        return tuple(Launch(kernel, grid, numbers, given | {"STEP": step}, warps) for step in steps)
 
     ragged = not constants["EXACT"]
-    forward = launches(kernels.looped_forward, ragged, EPSILON=call.epsilon)
-    backward = launches(kernels.looped_backward, ragged or call.activation is not None)
+    forward = launches(looped_forward.looped_forward, ragged, EPSILON=call.epsilon)
+    backward = launches(looped_backward.looped_backward, ragged or call.activation is not None)
     parts = how.outer * how.chunks * how.bundled if how.chunks > 1 else 0
     columns = None
     if how.along_rows:
@@ -175,7 +172,9 @@ def _columns(call: Call, how: Looped, double: bool) -> Launch:
     chunk = max(-(-how.outer // max(plan.WALKERS * 4 // blocks, 1)), 32)
     numbers = {"groups": how.outer, "width": how.rows, "chunk": chunk}
     constants |= {"HEIGHT": 16 if double else 32, "WIDTH": 128}
-    return Launch(kernels.column_sums, blocks * -(-how.outer // chunk), numbers, constants, 8)
+    return Launch(
+        looped_backward.column_sums, blocks * -(-how.outer // chunk), numbers, constants, 8
+    )
 
 
 def _shares(how: Plan, count: int, each: int = 1) -> tuple[int, int, int, int, int]:

@@ -5,21 +5,22 @@ samples or a timing: so a sample has the same bits alone and in a batch, and fro
 """
 
 import dataclasses
-
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from truenorm.core.call import Call
 from truenorm.core.view import Factor, View, product
 
-# The widest group that one program holds in registers: what is wider spills (measured with 50,257
-# elements: 3 to 16 % of the speed of a copy, and 65 % with a loop over tiles). Half of it where there
-# is an activation, whose gradient takes registers too.
+# The numbers are of sketches of these kernels, on one H200.
+
+# The widest group that one program holds in registers: what is wider spills (50,257 elements: 3 to
+# 16 % of the speed of a copy, and 65 % with a loop over tiles). Half of it where there is an
+# activation, whose gradient takes registers too.
 HELD_ROW = 8192
 # The same where neighbours in a group are far apart, and a program takes several groups at once.
 HELD_COLUMN = 512
-# Elements in a tile of the loops, on 16 warps: with two tiles in flight these are 16384, which was the
-# fastest of 4096 to 65536, and 16 in each thread, which do not spill.
+# Elements in a tile of the loops, on 16 warps: with two tiles in flight these are 16384, which was
+# the fastest of 4096 to 65536, and 16 in each thread, which do not spill.
 TILE = 8192
 # Channels that one program of the loops takes: 32 and 64 are alike, 16 and 128 slower.
 BUNDLE = 32
@@ -205,9 +206,7 @@ def _rows(kept: list[_Block], reduced: list[_Block], most: int) -> Plan | str:
     return _split(Looped(groups, varying, 1, alike, True, owner))
 
 
-def _columns(
-    k0: list[_Block], r0: list[_Block], k1: list[_Block], r1: list[_Block]
-) -> Plan | str:
+def _columns(k0: list[_Block], r0: list[_Block], k1: list[_Block], r1: list[_Block]) -> Plan | str:
     owner = _owner(k0)
     inner = _join(k1, r1)
     alike = inner.pop().size if len(inner) > 1 and inner[0].varies else 1

@@ -18,6 +18,7 @@ from truenorm.core.call import Call
 from truenorm.native.recipe import call_of, factors_of
 from truenorm.native.torch_autograd import plain, plain_gradient, twice
 from truenorm.triton import Plan, launch
+from truenorm.triton.plan import Held
 
 
 def normalize(
@@ -107,6 +108,13 @@ def _start(one: launch.Launch, *operands: Any) -> None:
     )
 
 
+def _parts(launches: launch.Launches, numbers: int, like: Tensor) -> tuple[Tensor | None, ...]:
+    """What the launches of a split sample hand on, where the kernel has a place for it."""
+    if isinstance(launches.plan, Held):
+        return ()
+    return (like.new_empty((launches.parts, numbers)) if launches.parts else None,)
+
+
 def _forward(
     x: Tensor,
     gamma: Tensor | None,
@@ -127,8 +135,7 @@ def _forward(
     statistics = x.new_empty((sizes[0] * sizes[2], 3), dtype=compute)
     if x.numel():
         launches = _launches(call, x, gamma, beta)
-        parts = (x.new_empty((launches.parts, 3), dtype=compute),) if launches.parts else (None,)
-        parts = () if isinstance(launches.plan, launch.Held) else parts
+        parts = _parts(launches, 3, statistics)
         written = None if residual is None else total
         for one in launches.forward:
             _start(one, x, residual, gamma, beta, y, written, statistics, *parts)
@@ -161,10 +168,8 @@ def _backward(
     launches = _launches(call, x, gamma, beta)
     left: tuple[Any, Any] = (None, None)
     if like is not None:
-        left = tuple(statistics.new_empty(launches.shares) for _ in range(2))  # type: ignore[assignment]
-    parts: tuple[Any, ...] = ()
-    if not isinstance(launches.plan, launch.Held):
-        parts = (statistics.new_empty((launches.parts, 2)) if launches.parts else None,)
+        left = tuple(statistics.new_empty(launches.shares) for _ in range(2))
+    parts = _parts(launches, 2, statistics)
     inside = (None, None) if launches.columns is not None else left
     for one in launches.backward:
         _start(one, x, gamma, beta, dy, dtotal, statistics, dx, *inside, *parts)
@@ -176,6 +181,8 @@ def _backward(
 
 
 _OPERATIONS = {
-    function: torch.library.triton_op(f"truenorm::gpu{function.__name__}", function, mutates_args=())
+    function: torch.library.triton_op(
+        f"truenorm::gpu{function.__name__}", function, mutates_args=()
+    )
     for function in (_forward, _backward)
 }
