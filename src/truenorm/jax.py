@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from truenorm import native
+from truenorm import native, triton
 from truenorm.arrays import jax as arrays
 from truenorm.core import arguments, engine
 from truenorm.core import tlu as thresholded
@@ -36,7 +36,7 @@ __all__ = [
 Array: TypeAlias = jax.Array
 Result: TypeAlias = Array | Any  # an Array, or with a residual a pair of them
 
-FRONT = engine.Front(arrays, (native.engine("jax"), Plain(arrays)))
+FRONT = engine.Front(arrays, (native.engine("jax"), triton.engine("jax"), Plain(arrays)))
 _NAMES = arguments.Names(gamma="scale", beta="bias", groups="num_groups")
 
 

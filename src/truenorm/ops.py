@@ -17,7 +17,7 @@ import keras
 import numpy as np
 from keras import backend
 
-from truenorm import native
+from truenorm import native, triton
 from truenorm.core import arguments, engine
 from truenorm.core.arguments import check_epsilon, check_group_count, check_single_axis
 from truenorm.core.errors import brief
@@ -38,8 +38,7 @@ _RUNNING = backend.backend()
 NATIVE = native.engine(_RUNNING)
 if _RUNNING == "tensorflow" and native.unavailable(_RUNNING) is None:
     NATIVE.hand_down(keras.ops)
-_GPU = [importlib.import_module("truenorm.triton.torch")] if _RUNNING == "torch" else []
-FRONT = engine.Front(keras.ops, (NATIVE, *_GPU, Plain(keras.ops)))
+FRONT = engine.Front(keras.ops, (NATIVE, triton.engine(_RUNNING), Plain(keras.ops)))
 
 # In eager PyTorch to convert what is converted, or to name its dtype, is most of a small call.
 _TAKEN_AS_THEY_ARE = (importlib.import_module("torch").Tensor,) if _RUNNING == "torch" else ()

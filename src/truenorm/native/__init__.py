@@ -17,10 +17,9 @@ FRAMEWORKS = ("jax", "tensorflow", "torch")
 class Missing:
     """The engine where there are no kernels: it has a reason against every call."""
 
-    name = "native"
-
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, name: str = "native") -> None:
         self.reason = reason
+        self.name = name
 
     def normalize(self, *call: Any) -> str:
         """The reason."""

@@ -61,14 +61,24 @@ def unavailable() -> str | None:
     return None
 
 
-def _reason(x: Any, mask: Any) -> str | None:
-    """Why the kernels cannot compute this call, or None if they can."""
+def refused(x: Any, mask: Any, epsilon: Any = None) -> str | None:
+    """Why no fused kernel, on whichever device, can compute this call, or None."""
     if mask is not None:
         return "mask: the native kernels take none"
+    if epsilon is not None:
+        return "epsilon is learned: the native kernels take a number"
     if x.dtype.name not in _DTYPES:
         return f"x is of dtype {x.dtype.name}; the native kernels take {', '.join(_DTYPES)}"
     if not all(isinstance(size, int) for size in x.shape):
         return f"x has the shape {x.shape}, which is not known when the function is traced"
+    return None
+
+
+def _reason(x: Any, mask: Any, epsilon: Any = None) -> str | None:
+    """Why the kernels for CPUs cannot compute this call, or None if they can."""
+    reason = refused(x, mask, epsilon)
+    if reason is not None:
+        return reason
     if not isinstance(x, jax.core.Tracer) and any(
         device.platform != "cpu" for device in x.devices()
     ):
@@ -85,11 +95,12 @@ def normalize(
     epsilon: jax.Array | None = None,
 ) -> jax.Array | str:
     """As `Plain.normalize`, through the primitives, or why not."""
-    reason = _reason(x, mask)
-    if reason is None and epsilon is not None:
-        reason = "epsilon is learned: the native kernels take a number"
-    if reason is not None:
-        return reason
+    reason = _reason(x, mask, epsilon)
+    return reason if reason is not None else bind(call, x, gamma, beta)
+
+
+def bind(call: Call, x: jax.Array, gamma: jax.Array | None, beta: jax.Array | None) -> jax.Array:
+    """y by the primitives, which become kernels where XLA compiles for a device that has them."""
     how, ordered = _ordered(call)
     gamma, beta = _parameters(call, x, gamma, beta, how)
     x = x.transpose(how.order) if how.permutes else x

@@ -80,7 +80,7 @@ for _primitive in (forward_p, backward_p, tangent_p):
 # --- types
 
 
-def _forward_shapes(x: Any, gamma: Any, call: Call, lead: int) -> list[Any]:
+def forward_shapes(x: Any, gamma: Any, call: Call, lead: int) -> list[Any]:
     """y, and three statistics for each group: (..., groups of a sample, 3)."""
     one_sample = (1,) * lead + tuple(x.shape[lead:])
     k0, _, k1, _ = call.view.sizes(one_sample)
@@ -93,7 +93,7 @@ def _forward_shapes(x: Any, gamma: Any, call: Call, lead: int) -> list[Any]:
 
 @forward_p.def_abstract_eval
 def _(x: Any, gamma: Any, beta: Any, *, call: Call, lead: int) -> Any:
-    _, statistics = _forward_shapes(x, gamma, call, lead)
+    _, statistics = forward_shapes(x, gamma, call, lead)
     # Where the sharding is a part of the type, that of x's leading axes is that of the statistics.
     spec = PartitionSpec(*x.sharding.spec[:lead])
     sharding = x.sharding.update(spec=spec)
@@ -125,7 +125,7 @@ def attributes(call: Call) -> dict[str, Any]:
 
 
 def _forward_call(x: Any, gamma: Any, beta: Any, *, call: Call, lead: int) -> Any:
-    results = _forward_shapes(x, gamma, call, lead)
+    results = forward_shapes(x, gamma, call, lead)
     compute = jax.ffi.ffi_call("truenorm_forward", results)
     return tuple(compute(x, gamma, beta, **attributes(call)))
 
@@ -144,13 +144,15 @@ def _function(call: Call) -> Any:
     return functools.partial(_plain_engine.normalize, call)
 
 
-def _plain_forward(x: Any, gamma: Any, beta: Any, *, call: Call, lead: int) -> Any:
-    _, statistics = _forward_shapes(x, gamma, call, lead)
+def plain_forward(x: Any, gamma: Any, beta: Any, *, call: Call, lead: int) -> Any:
+    """The primitive's y, and statistics that are none."""
+    _, statistics = forward_shapes(x, gamma, call, lead)
     # Nobody reads them: the plain gradient takes its own.
     return _function(call)(x, gamma, beta), jnp.zeros(statistics.shape, statistics.dtype)
 
 
-def _plain_backward(x: Any, gamma: Any, dy: Any, statistics: Any, *, call: Call, lead: int) -> Any:
+def plain_backward(x: Any, gamma: Any, dy: Any, statistics: Any, *, call: Call, lead: int) -> Any:
+    """The gradients, whatever the statistics."""
     _, pullback = jax.vjp(_function(call), x, gamma, jnp.zeros_like(gamma))
     return pullback(dy)
 
@@ -162,21 +164,21 @@ def _plain_tangent(
     return jax.jvp(_function(call), primals, tangents)[1]
 
 
-# --- lowering: the kernels on CPUs, on one device or on many; elsewhere the plain formula
+# --- lowering: kernels, on one device or on many, where there are some; else the plain formula
 
 
-def _lowering(plain: Any, native: Any, split: Any) -> Any:
-    """The lowering for CPUs: the kernels, or the plain formula in a program that is exported."""
+def _lowering(plain: Any, fused: Any, split: Any) -> Any:
+    """The lowering to kernels, or to the plain formula in a program that is exported."""
 
     def on_devices(*operands: Any, **options: Any) -> Any:
-        return split(native, **options)(*operands)
+        return split(fused, **options)(*operands)
 
     def lower(context: Any, *operands: Any, **options: Any) -> Any:
         module, devices = context.module_context, context.module_context.axis_context
         if module.lowering_parameters.for_export:
             chosen = plain
         elif getattr(devices, "num_devices", None) == 1:
-            chosen = native
+            chosen = fused
         elif getattr(devices, "device_assignment", ()) is None:
             chosen = plain  # partitioning must know the devices, and this JAX does not tell them
         else:
@@ -186,12 +188,21 @@ def _lowering(plain: Any, native: Any, split: Any) -> Any:
     return lower
 
 
-for _primitive, _plain, _native, _split in (
-    (forward_p, _plain_forward, _forward_call, jax_devices.forward),
-    (backward_p, _plain_backward, _backward_call, jax_devices.backward),
-):
+_RULES = (
+    (forward_p, plain_forward, jax_devices.forward),
+    (backward_p, plain_backward, jax_devices.backward),
+)
+
+
+def lower_for(platform: str, forward: Any, backward: Any) -> None:
+    """Lower the primitives to these functions where XLA compiles for the platform."""
+    for (primitive, plain, split), fused in zip(_RULES, (forward, backward), strict=True):
+        mlir.register_lowering(primitive, _lowering(plain, fused, split), platform=platform)
+
+
+for _primitive, _plain, _ in _RULES:
     mlir.register_lowering(_primitive, mlir.lower_fun(_plain, multiple_results=True))
-    mlir.register_lowering(_primitive, _lowering(_plain, _native, _split), platform="cpu")
+lower_for("cpu", _forward_call, _backward_call)
 mlir.register_lowering(tangent_p, mlir.lower_fun(_plain_tangent, multiple_results=False))
 
 with contextlib.suppress(ImportError, AttributeError):
@@ -231,7 +242,7 @@ def _tangent_transpose(
 
 def _backward_jvp(primals: Any, tangents: Any, **options: Any) -> Any:
     given = tuple(ad.instantiate_zeros(one) for one in tangents)
-    _, found = jax.jvp(functools.partial(_plain_backward, **options), tuple(primals), given)
+    _, found = jax.jvp(functools.partial(plain_backward, **options), tuple(primals), given)
     return backward_p.bind(*primals, **options), list(found)
 
 

@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from truenorm import native
+from truenorm import native, triton
 from truenorm.arrays import torch as arrays
 from truenorm.core import arguments, engine
 from truenorm.core import tlu as thresholded
@@ -28,7 +28,6 @@ from truenorm.core.kinds import KINDS
 from truenorm.core.plain import Plain
 from truenorm.core.view import canonical_axes
 from truenorm.native.torch_cache import remembered
-from truenorm.triton import torch as gpu
 
 __all__ = [
     "filter_response_norm",
@@ -41,7 +40,7 @@ __all__ = [
 
 Result: TypeAlias = Tensor | Any  # a Tensor, or with a residual a pair of them
 
-FRONT = engine.Front(arrays, (native.engine("torch"), gpu, Plain(arrays)))
+FRONT = engine.Front(arrays, (native.engine("torch"), triton.engine("torch"), Plain(arrays)))
 _surrounded = remembered(arguments.surrounded)
 _NAMES = arguments.Names("input", "weight", "bias", "num_groups", "eps")
 

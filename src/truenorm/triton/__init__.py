@@ -1,20 +1,24 @@
 """The fused kernels for GPUs, in Triton: one source, for PyTorch and JAX.
 
-plan.py             how the kernels read a call: sizes and tiles; no framework, no Triton
-common.py           what the kernels share, and how they compute
-held.py             the kernels for groups that fit in registers
-looped_forward.py   the others, forward
-looped_backward.py  and backward
-launch.py           grids and constants of a call's launches
-torch.py            the engine for PyTorch; torch_operations.py has its operations
+- `plan.py`: how the kernels read a call, sizes and tiles; no framework, no Triton
+- `common.py`: what the kernels share, and how they compute
+- `held.py`: the kernels for groups that fit in registers
+- `looped_forward.py`, `looped_backward.py`: those for the others
+- `launch.py`: grids and constants of a call's launches
+- `torch.py`: the engine for PyTorch, with the operations of `torch_operations.py`
+- `jax.py`: the engine for JAX, and what the primitives of the CPU kernels become on a GPU
 """
 
+import functools
+import importlib
 import os
 from typing import Any, NamedTuple
 
 from truenorm.core.call import Call
+from truenorm.native import Missing
 from truenorm.native.recipe import Recipe
 
+FRAMEWORKS = ("jax", "torch")
 # What the kernels do before and after the normalization.
 FUSES = frozenset({"residual", "relu", "silu", "gelu", "gelu_tanh"})
 
@@ -31,6 +35,24 @@ class Plan(NamedTuple):
     call: Call
     how: Recipe
     options: tuple[Any, ...]
+
+
+@functools.cache
+def engine(framework: str) -> Any:
+    """The engine for tensors of this framework. It imports Triton when it first needs it."""
+    if framework not in FRAMEWORKS:
+        return Missing(f"there are no GPU kernels for the {framework} backend", "triton")
+    try:
+        return importlib.import_module(f"truenorm.triton.{framework}")
+    except (ImportError, AttributeError) as error:
+        reason = f"this version of {framework} does not fit the GPU kernels: {error}"
+        return Missing(reason, "triton")
+
+
+def unavailable(framework: str) -> str | None:
+    """Why no call at all can be computed on this framework, or None; imports Triton."""
+    found = engine(framework)
+    return found.reason if isinstance(found, Missing) else found.unavailable()
 
 
 def interpreted() -> bool:

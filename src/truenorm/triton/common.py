@@ -4,10 +4,10 @@
 
 Two families, of a pass forward and one backward each: those of `held.py` have whole groups in
 registers and read x once; those of `looped_forward.py` and `looped_backward.py` read it in tiles
-and twice, the second time mostly from the cache. A sample that would have few programs is split: then
-the first launch leaves sums of each chunk, the second adds them up in every program and applies
-them. No program waits for another, and nothing is added by atomic operations: results have the same
-bits from run to run. `plan.py` chooses, and says what the numbers mean; `launch.py` gives them.
+and twice, the second time mostly from the cache. A sample that would have few programs is split:
+then the first launch leaves sums of each chunk, the second adds them up in every program and
+applies them. No program waits for another, and nothing is added by atomic operations: results have
+the same bits from run to run. `plan.py` chooses, and says what the numbers mean.
 
 The mean is in two parts, a pivot and the rest, and the variance is of deviations from a pivot that
 is near the mean: what a chunk's first tile says of it, and where that is off by more than two
@@ -15,7 +15,9 @@ standard deviations, the better one of a second pass. Squares are divided by the
 they are added, so that they do not overflow.
 
 With a residual, x + residual, rounded to the dtype of x, is normalized and written to `total`.
-Parameters that are not there are passed as None, and so are results that nobody wants.
+Parameters that are not there are passed as None, and so are results that nobody wants. Every kernel
+has first what it reads, then what it writes, then what only PyTorch's operations have: jax-triton
+wants them so.
 """
 
 import triton

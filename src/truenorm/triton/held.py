@@ -46,7 +46,7 @@ def _held_parameter(pointer, owner, p, varying, inside, SETS: tl.constexpr, COMP
 
 @triton.jit
 def held_forward(
-    x, residual, gamma, beta, y, total, statistics,
+    x, gamma, beta, y, statistics, residual, total,
     items, varying, alike, every, sets,
     EPSILON: tl.constexpr, CENTERED: tl.constexpr, ACTIVATION: tl.constexpr,
     ROWS: tl.constexpr, SETS: tl.constexpr,
@@ -86,7 +86,7 @@ def held_forward(
 
 @triton.jit
 def held_backward(
-    x, gamma, beta, dy, dtotal, statistics, dx, dgamma, dbeta,
+    x, gamma, beta, dy, statistics, dx, dgamma, dbeta, dtotal,
     tiles, items, varying, alike, every, sets,
     CENTERED: tl.constexpr, ACTIVATION: tl.constexpr, ROWS: tl.constexpr, SETS: tl.constexpr,
     WALK: tl.constexpr, ITEMS: tl.constexpr, VARYING: tl.constexpr, ALIKE: tl.constexpr,

@@ -9,7 +9,7 @@ from truenorm.triton.looped_forward import group_sums, parameter, tile
 
 @triton.jit
 def looped_backward(
-    x, gamma, beta, dy, dtotal, statistics, dx, dgamma, dbeta, parts,
+    x, gamma, beta, dy, statistics, parts, dx, dgamma, dbeta, dtotal,
     rows, bundled, width, chunk, alike, every, sets,
     CENTERED: tl.constexpr, ACTIVATION: tl.constexpr,
     ALONG_ROWS: tl.constexpr, STEP: tl.constexpr, CHUNKS: tl.constexpr, PADDED: tl.constexpr,

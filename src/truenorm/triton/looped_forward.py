@@ -104,7 +104,7 @@ def _looped_sums(
 
 @triton.jit
 def looped_forward(
-    x, residual, gamma, beta, y, total, statistics, parts,
+    x, gamma, beta, parts, y, statistics, residual, total,
     rows, bundled, width, chunk, alike, every, sets,
     EPSILON: tl.constexpr, CENTERED: tl.constexpr, ACTIVATION: tl.constexpr,
     ALONG_ROWS: tl.constexpr, STEP: tl.constexpr, CHUNKS: tl.constexpr, PADDED: tl.constexpr,

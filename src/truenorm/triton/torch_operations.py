@@ -138,7 +138,7 @@ def _forward(
         parts = _parts(launches, 3, statistics)
         written = None if residual is None else total
         for one in launches.forward:
-            _start(one, x, residual, gamma, beta, y, written, statistics, *parts)
+            _start(one, x, gamma, beta, *parts, y, statistics, residual, written)
     return y, statistics, total
 
 
@@ -172,7 +172,7 @@ def _backward(
     parts = _parts(launches, 2, statistics)
     inside = (None, None) if launches.columns is not None else left
     for one in launches.backward:
-        _start(one, x, gamma, beta, dy, dtotal, statistics, dx, *inside, *parts)
+        _start(one, x, gamma, beta, dy, statistics, *parts, dx, *inside, dtotal)
     if launches.columns is not None and like is not None:
         _start(launches.columns, x, gamma, beta, dy, statistics, *left)
     if like is not None:
