@@ -124,16 +124,16 @@ def _backward(x: Any, gamma: Any, dy: Any, statistics: Any, *, call: Call, lead:
     left = [jax.ShapeDtypeStruct(found.shares, gamma.dtype)] * 2
     if isinstance(found.plan, plan.Looped):
         inputs.append(jnp.zeros((found.parts or 1, 2), gamma.dtype))
+    shares: list[Any] = []
     if found.columns is not None:
         shares = _start(found.columns, inputs[:5], left)
         left, absent = [], "dgamma dbeta dtotal"
     if len(found.backward) == 2:
-        inputs[5], *shares = _start(found.backward[0], inputs, [inputs[5], *left], absent, writes=5)
-        dx, *_ = _start(found.backward[1], inputs, [x], "dgamma dbeta dtotal")
-    elif left:
-        dx, *shares = _start(found.backward[0], inputs, [x, *left], absent)
+        inputs[5], *more = _start(found.backward[0], inputs, [inputs[5], *left], absent, writes=5)
+        (dx,) = _start(found.backward[1], inputs, [x], "dgamma dbeta dtotal")
     else:
-        dx, *_ = _start(found.backward[0], inputs, [x], absent)
+        dx, *more = _start(found.backward[0], inputs, [x, *left], absent)
+    shares += more
     return dx, *(one.sum((0, 2, 4)).reshape(gamma.shape) for one in shares)
 
 
