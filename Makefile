@@ -3,6 +3,7 @@
 # make quick   the fast part of it, on one backend
 # make fronts  the fronts for PyTorch, JAX and flax, each where Keras is not installed
 # make check   lint and types
+# make gpu     on a machine with a GPU: every number of the GPU kernels, then their speed
 # make sanitize  the native core's own test under sanitizers (needs a C++ compiler)
 # make wheel   build the wheel into dist/
 # Only Python 3.11 or newer and make must be there: everything else goes into .venv.
@@ -25,7 +26,7 @@ PACKAGE_torch := torch
 PACKAGE_triton := triton
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: run test quick fronts check sanitize wheel clean
+.PHONY: run test quick fronts check gpu sanitize wheel clean
 .DELETE_ON_ERROR:
 
 run: .venv/.run-$(BACKEND)
@@ -57,6 +58,11 @@ check: .venv/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# With the Python that has PyTorch, Triton and JAX for this GPU: a bare machine has no .venv.
+GPU_PYTHON ?= python3
+gpu:
+	$(GPU_PYTHON) benchmarks/gpu.py $(ARGS)
 
 # Without a compiler there is nothing to test.
 CXX_FOUND := $(shell command -v c++ || command -v g++ || command -v clang++)

@@ -26,7 +26,7 @@ def run(backend: str, options: list[str]) -> tuple[bool, str, float]:
     command = [sys.executable, "-m", "pytest", *options]
     if backend == "triton":
         environment |= {"KERAS_BACKEND": "torch", "TRITON_INTERPRET": "1"}
-        command += [] if any(one.startswith("tests") for one in options) else ["tests/gpu"]
+        command += [] if any(one.startswith("tests") for one in options) else ["tests/gpu_kernels"]
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )

@@ -1,6 +1,6 @@
 """The kernels for GPUs, compiled on a machine without one: registers, memory and wide loads.
 
-The interpreter (tests/gpu) shows what they compute, this that they fit the hardware.
+The interpreter (tests/gpu_kernels) shows what they compute, this that they fit the hardware.
 """
 
 import pathlib

@@ -77,7 +77,6 @@ def refused(x: torch.Tensor) -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
 def _kinds() -> tuple[type, ...]:
     from torch._subclasses.fake_tensor import FakeTensor
     from torch._subclasses.functional_tensor import FunctionalTensor

@@ -24,7 +24,7 @@ fuses = FUSES
 _serves_cpu = interpreted()
 
 
-@torch.compiler.assume_constant_result
+@remembered
 def unavailable() -> str | None:
     """Why no call at all can be computed on PyTorch, or None."""
     if not _serves_cpu:

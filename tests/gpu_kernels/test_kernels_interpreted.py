@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cases import CASES, Case
-from gpu.running import DTYPES, WAYS, Run
+from gpu_kernels.running import DTYPES, WAYS, Run
 from truenorm.core import reference
 from truenorm.core.call import Call
 from truenorm.core.kinds import KINDS

@@ -1,8 +1,8 @@
 """What the primitives of JAX become on a GPU, with jax-triton's place taken by the interpreter.
 
-The stand-in gives a kernel its parameters as jax-triton does: by place what it reads and then what it
-writes, by name all else. That the real one accepts the kernels shows only where it can be imported,
-which takes a JAX for GPUs; `make gpu` runs it.
+The stand-in gives a kernel its parameters as jax-triton does: by place what it reads and then what
+it writes, by name all else. That the real one accepts the kernels shows only where it can be
+imported, which takes a JAX for GPUs; `make gpu` runs it.
 """
 
 import functools
@@ -19,7 +19,7 @@ jax = pytest.importorskip("jax")
 import jax.numpy as jnp  # noqa: E402
 
 from cases import EPSILON  # noqa: E402
-from gpu.running import WAYS  # noqa: E402
+from gpu_kernels.running import WAYS  # noqa: E402
 from promise import Expected  # noqa: E402
 from truenorm.core.call import Call  # noqa: E402
 from truenorm.native import jax_primitives  # noqa: E402
