@@ -14,8 +14,6 @@ ARGS ?=
 # A folder for each set of settings: a folder of other settings is refused.
 OUT ?= runs/$(BACKEND)$(if $(ARGS),-$(firstword $(shell echo '$(ARGS)' | cksum)))
 BACKENDS ?= jax tensorflow torch
-# What else has a process of its own in the suite: the kernels for GPUs, interpreted on the CPU.
-ENGINES ?= triton
 
 BIN := .venv/bin
 # TensorFlow's CPU package is the small one; PyTorch is pinned in constraints.txt to a version
@@ -23,7 +21,6 @@ BIN := .venv/bin
 PACKAGE_jax := jax
 PACKAGE_tensorflow := tensorflow-cpu
 PACKAGE_torch := torch
-PACKAGE_triton := triton
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: run test quick fronts check gpu sanitize wheel clean
@@ -33,7 +30,18 @@ run: .venv/.run-$(BACKEND)
 	$(BIN)/truenorm compare --backend $(BACKEND) --out $(OUT) $(ARGS)
 
 test: .venv/.test
-	$(BIN)/python tests/run.py $(BACKENDS) $(ENGINES) -- $(ARGS)
+	$(BIN)/python tests/run.py $(BACKENDS) -- $(ARGS)
+	$(MAKE) build/gpu-kernels
+
+# The kernels for GPUs on the CPU: what they compute, in Triton's interpreter, and how they compile.
+# Not in .venv: TensorFlow and Triton, each with an LLVM of its own, do not stand one process.
+build/gpu-kernels: wheel FORCE
+	rm -rf $@
+	$(PYTHON) -m venv $@
+	$@/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch jax triton pytest hypothesis
+	$@/bin/pip install --quiet --disable-pip-version-check --no-deps dist/truenorm-*.whl
+	TRITON_INTERPRET=1 $@/bin/python -m pytest tests/gpu_kernels
+	$@/bin/python -m pytest tests/gpu_kernels
 
 quick: .venv/.test
 	$(BIN)/python tests/run.py $(BACKEND) -- -m "not slow" $(ARGS)
@@ -106,5 +114,5 @@ clean:
 	touch $@
 
 .venv/.test: .venv/.made pyproject.toml constraints.txt
-	$(PIP) $(foreach one,$(BACKENDS) $(ENGINES),$(PACKAGE_$(one))) -e ".[compare,migrate]" pytest hypothesis jupytext onnxruntime onnxscript tf2onnx flax equinox torchvision ruff mypy cmake
+	$(PIP) $(foreach backend,$(BACKENDS),$(PACKAGE_$(backend))) -e ".[compare,migrate]" pytest hypothesis jupytext onnxruntime onnxscript tf2onnx flax equinox torchvision ruff mypy cmake
 	touch $@

@@ -5,8 +5,8 @@
 Numbers: cases of every kind against the formula in float64 on the CPU, with the bounds of the
 promise; the same bits from run to run, and for a sample alone or in a batch; more elements than 32
 bits count; a second stream, a CUDA graph, torch.compile, autocast. Then the table of `truenorm
-bench --device cuda`. It writes numbers.json, speed.json and speed.md, and ends with exit code 1 when a
-number is wrong. It needs PyTorch, Triton and NumPy, for JAX also jax-triton, and no test runner.
+bench --device cuda`. It writes numbers.json, speed.json and speed.md, and ends with exit code 1
+when a number is wrong. It needs PyTorch, Triton and NumPy, for JAX also jax-triton, and no pytest.
 
 With --interpreted the numbers come from Triton's interpreter on the CPU, a few for each check, and
 the table from tiny tensors: that shows that the program runs, nothing else.

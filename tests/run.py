@@ -1,7 +1,5 @@
 """Run the suite once per backend, each in its own process, and end with a summary line.
 
-"triton" is no backend: it is the tests of the kernels for GPUs, in Triton's interpreter.
-
 Two backends run at a time: tests keep one core busy, hardly more.
 
 Usage: python tests/run.py BACKEND... [-- PYTEST OPTIONS]
@@ -24,9 +22,6 @@ def run(backend: str, options: list[str]) -> tuple[bool, str, float]:
     start = time.monotonic()
     environment = os.environ | {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "2"}
     command = [sys.executable, "-m", "pytest", *options]
-    if backend == "triton":
-        environment |= {"KERAS_BACKEND": "torch", "TRITON_INTERPRET": "1"}
-        command += [] if any(one.startswith("tests") for one in options) else ["tests/gpu_kernels"]
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )

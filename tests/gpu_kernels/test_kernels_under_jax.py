@@ -10,21 +10,19 @@ import importlib
 import sys
 import types
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-jax = pytest.importorskip("jax")
-
-import jax.numpy as jnp  # noqa: E402
-
-from cases import EPSILON  # noqa: E402
-from gpu_kernels.running import WAYS  # noqa: E402
-from promise import Expected  # noqa: E402
-from truenorm.core.call import Call  # noqa: E402
-from truenorm.native import jax_primitives  # noqa: E402
-from truenorm.triton import jax as engine  # noqa: E402
-from truenorm.triton import launch, plan  # noqa: E402
+from cases import EPSILON
+from gpu_kernels.running import WAYS
+from promise import Expected
+from truenorm.core.call import Call
+from truenorm.native import jax_primitives
+from truenorm.triton import jax as engine
+from truenorm.triton import launch, plan
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")
 started = []

@@ -227,6 +227,8 @@ def _columns(k0: list[_Block], r0: list[_Block], k1: list[_Block], r1: list[_Blo
 
 def _split(plan: Looped) -> Looped:
     """The plan, with its rows in chunks where a sample is large and would have few programs."""
+    if not plan.rows:
+        return plan
     slab = plan.rows * plan.width * plan.bundle
     chunks = 1
     if plan.bundles < 16 and slab >= SPLIT_ABOVE:

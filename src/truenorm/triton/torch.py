@@ -70,6 +70,15 @@ def _refusal(call: Call, shape: tuple[int, ...]) -> str | None:
     return found if isinstance(found, str) else None
 
 
+def _sizes(call: Call, x: Tensor) -> tuple[int, ...]:
+    """Those of x; while torch.compile traces, which must not ask them, some that are like them."""
+    if not torch.compiler.is_compiling():
+        return tuple(x.shape)
+    groups = call.view.groups
+    cut = {one.axis for one in call.view.factors if one.part != "whole"}
+    return tuple(3 * max(groups or 1, 1) if axis in cut else 3 for axis in range(x.ndim))
+
+
 def normalize(
     call: Call,
     x: Tensor,
@@ -96,7 +105,8 @@ def normalize(
         x = x.permute(how.order)
         residual = None if residual is None else residual.permute(how.order)
     x = x.contiguous()
-    if x.numel() and (refusal := _refusal(plan.call, tuple(map(int, x.shape)))) is not None:
+    refusal = _refusal(plan.call, _sizes(plan.call, x))
+    if refusal is not None:
         return refusal
     if len(how.parameter_order) > 1:
         gamma, beta = (

@@ -18,7 +18,7 @@ from truenorm.core.call import Call
 from truenorm.native.recipe import call_of, factors_of
 from truenorm.native.torch_autograd import plain, plain_gradient, twice
 from truenorm.triton import Plan, launch
-from truenorm.triton.plan import Held
+from truenorm.triton.plan import Held, make
 
 
 def normalize(
@@ -127,12 +127,11 @@ def _forward(
     activation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, the statistics of each group (pivot, rest, 1 / deviation), and x + residual or nothing."""
-    call = _call(code, groups, epsilon, centered, activation)
-    compute = torch.float64 if x.dtype is torch.float64 else torch.float32
-    y = torch.empty_like(x)
-    total = x.new_empty(0) if residual is None else torch.empty_like(x)
-    sizes = call.view.sizes(x.shape)
-    statistics = x.new_empty((sizes[0] * sizes[2], 3), dtype=compute)
+    options = code, groups, epsilon, centered, activation
+    if not _readable(x, options):
+        return torch.ops.truenorm.gpu_forward_any(x, gamma, beta, residual, *options)  # type: ignore[no-any-return]
+    call = _call(*options)
+    y, statistics, total = _forward_shapes(x, gamma, beta, residual, *options)
     if x.numel():
         launches = _launches(call, x, gamma, beta)
         parts = _parts(launches, 3, statistics)
@@ -156,11 +155,15 @@ def _backward(
     activation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dx, dgamma and dbeta; nothing where there are no parameters."""
-    call = _call(code, groups, epsilon, centered, activation)
+    options = code, groups, epsilon, centered, activation
+    if not _readable(x, options):
+        operands = x, gamma, beta, dy, dtotal, statistics
+        return torch.ops.truenorm.gpu_backward_any(*operands, *options)  # type: ignore[no-any-return]
+    call = _call(*options)
     dx = torch.empty_like(x)
     like = gamma if gamma is not None else beta
     if like is None:
-        dgamma = dbeta = x.new_empty(0)
+        dgamma, dbeta = x.new_empty(0), x.new_empty(0)
     if not x.numel():
         if like is not None:
             dgamma, dbeta = torch.zeros_like(like), torch.zeros_like(like)
@@ -176,9 +179,93 @@ def _backward(
     if launches.columns is not None and like is not None:
         _start(launches.columns, x, gamma, beta, dy, statistics, *left)
     if like is not None:
-        dgamma, dbeta = (one.sum((0, 2, 4)).reshape(like.shape).to(like.dtype) for one in left)
+        before, _, after, _, alike = launches.shares
+        if before * after * alike > 1:
+            left = tuple(one.sum((0, 2, 4)) for one in left)
+        dgamma, dbeta = (one.view(like.shape).to(like.dtype) for one in left)
     return dx, dgamma, dbeta
 
+
+# --- the same for sizes that torch.compile does not know: what the kernels do is chosen in the call
+
+
+def _readable(x: Tensor, options: tuple[Any, ...]) -> bool:
+    """Whether the sizes are known, and such that the kernels compute the call."""
+    if not all(type(size) is int for size in x.shape):
+        return False
+    return x.numel() == 0 or not isinstance(make(_call(*options), x.shape), str)
+
+
+def _forward_any(
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    residual: Tensor | None,
+    code: int,
+    groups: int,
+    epsilon: float,
+    centered: bool,
+    activation: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    options = code, groups, epsilon, centered, activation
+    if _readable(x, options):
+        return _forward(x, gamma, beta, residual, *options)
+    total = x if residual is None else x + residual
+    y = _plainly(_call(*options), total, gamma, beta)
+    _, statistics, nothing = _forward_shapes(x, gamma, beta, None, *options)
+    return y, statistics, nothing if residual is None else total
+
+
+def _backward_any(
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    dy: Tensor,
+    dtotal: Tensor | None,
+    statistics: Tensor,
+    code: int,
+    groups: int,
+    epsilon: float,
+    centered: bool,
+    activation: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    options = code, groups, epsilon, centered, activation
+    if _readable(x, options):
+        return _backward(x, gamma, beta, dy, dtotal, statistics, *options)
+    there = [one.detach().requires_grad_() for one in (x, gamma, beta) if one is not None]
+    given = iter(there)
+    with torch.enable_grad():
+        filled = [None if one is None else next(given) for one in (x, gamma, beta)]
+        y = _plainly(_call(*options), *filled)
+    found = iter(torch.autograd.grad(y, there, dy))
+    dx = next(found)
+    like = gamma if gamma is not None else beta
+    nothing = x.new_empty(0) if like is None else torch.zeros_like(like)
+    dgamma, dbeta = (nothing.clone() if one is None else next(found) for one in (gamma, beta))
+    return dx if dtotal is None else dx + dtotal, dgamma, dbeta
+
+
+def _plainly(call: Call, x: Any, gamma: Any, beta: Any) -> Tensor:
+    wide = x if x.dtype is torch.float64 else x.float()
+    return activate(arrays, call.activation, plain.normalize(call, wide, gamma, beta)).to(x.dtype)
+
+
+def _forward_shapes(x: Tensor, gamma: Any, beta: Any, residual: Any, *options: Any) -> Any:
+    k0, _, k1, _ = _call(*options).view.sizes(x.shape)
+    compute = torch.float64 if x.dtype is torch.float64 else torch.float32
+    total = x.new_empty(0) if residual is None else torch.empty_like(x)
+    return torch.empty_like(x), x.new_empty((k0 * k1, 3), dtype=compute), total
+
+
+def _backward_shapes(x: Tensor, gamma: Any, beta: Any, *operands: Any) -> Any:
+    like = gamma if gamma is not None else beta
+    shares = (x.new_empty(0) if like is None else torch.empty_like(like) for _ in range(2))
+    return torch.empty_like(x), *shares
+
+
+for _function, _shapes in ((_forward_any, _forward_shapes), (_backward_any, _backward_shapes)):
+    _name = f"truenorm::gpu{_function.__name__}"
+    torch.library.custom_op(_name, _function, mutates_args=()).register_fake(_shapes)
 
 _OPERATIONS = {
     function: torch.library.triton_op(

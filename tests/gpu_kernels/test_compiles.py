@@ -1,6 +1,6 @@
 """The kernels for GPUs, compiled on a machine without one: registers, memory and wide loads.
 
-The interpreter (tests/gpu_kernels) shows what they compute, this that they fit the hardware.
+The interpreter shows what they compute, this that they fit the hardware.
 """
 
 import pathlib
@@ -9,17 +9,15 @@ import subprocess
 
 import pytest
 import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 
-triton = pytest.importorskip("triton")
-
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
-
-import truenorm.torch.functional as F  # noqa: E402
-from truenorm.core.call import Call  # noqa: E402
-from truenorm.core.kinds import KINDS  # noqa: E402
-from truenorm.triton import launch, torch_operations  # noqa: E402
-from truenorm.triton import torch as engine  # noqa: E402
+import truenorm.torch.functional as F
+from truenorm.core.call import Call
+from truenorm.core.kinds import KINDS
+from truenorm.triton import launch, torch_operations
+from truenorm.triton import torch as engine
 
 SHAPES = {
     "narrow rows": ("layer", (524288, 64), {"axis": -1}),
@@ -116,7 +114,7 @@ def compiles_on_the_cpu(monkeypatch):
     monkeypatch.setattr(engine, "_serves_cpu", True)
 
 
-def graphs_of(function, *operands):
+def graphs_of(function, *operands, dynamic=False):
     """What torch.compile makes of it: a list of names for each graph."""
     from functorch.compile import make_boxed_func
     from torch._dynamo.backends.common import aot_autograd
@@ -129,23 +127,47 @@ def graphs_of(function, *operands):
 
     backend = aot_autograd(fw_compiler=compiler, bw_compiler=compiler)
     torch._dynamo.reset()
-    return torch.compile(function, backend=backend, fullgraph=True)(*operands), found
+    compiled = torch.compile(function, backend=backend, fullgraph=True, dynamic=dynamic)
+    return compiled(*operands), found
 
 
-def test_torch_compile_takes_one_graph_each_way(compiles_on_the_cpu, monkeypatch):
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_torch_compile_takes_one_graph_each_way(dynamic, compiles_on_the_cpu, monkeypatch):
+    """With sizes that it does not know, the graph has an operation that chooses in the call."""
     started = []
     monkeypatch.setattr(torch_operations, "_start", lambda one, *_: started.append(one.kernel))
     x = torch.zeros(4, 6, 6, 16, requires_grad=True)
     weight = torch.ones(16, requires_grad=True)
-    y, found = graphs_of(
-        lambda x, w: F.group_norm(x, 4, w, axis=-1, implementation="triton"), x, weight
-    )
+
+    def function(x, weight):
+        return F.group_norm(x, 4, weight, axis=-1, activation="silu", implementation="triton")
+
+    y, found = graphs_of(function, x, weight, dynamic=dynamic)
     y.sum().backward()
     assert y.shape == x.shape
     assert weight.grad.shape == weight.shape
     assert len(found) == 2
-    names = {one.__name__ for one in started}
-    assert names == {"looped_forward", "looped_backward"}
+    for names, one in zip(found, ("forward", "backward"), strict=True):
+        assert any(f"gpu_{one}_any" in name for name in names) == dynamic
+    assert {one.__name__ for one in started} == {"looped_forward", "looped_backward"}
+
+
+def test_what_the_kernels_do_not_read_is_plain_in_a_graph(compiles_on_the_cpu):
+    """Where only the sizes tell: a group has more channels than a tile has columns."""
+    x = torch.randn(2, 3, 16400, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(16400, dtype=torch.float64)
+
+    def function(x, weight, implementation="triton"):
+        return F.group_norm(x, 2, weight, axis=-1, implementation=implementation)
+
+    with pytest.raises(NotImplementedError, match="the GPU kernels take"):
+        function(x, weight)
+    wanted = function(x, weight, "plain")
+    dx = torch.autograd.grad(wanted.square().sum(), x)[0]
+    y, names = graphs_of(function, x, weight, dynamic=True)
+    assert any("gpu_forward_any" in name for name in names[0])
+    torch.testing.assert_close(y, wanted)
+    torch.testing.assert_close(torch.autograd.grad(y.square().sum(), x)[0], dx)
 
 
 def test_torch_compile_sees_the_kernels():
