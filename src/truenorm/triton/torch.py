@@ -16,7 +16,7 @@ from truenorm.native import torch as cpu
 from truenorm.native.recipe import recipe
 from truenorm.native.torch_cache import remembered
 from truenorm.triton import FUSES, Plan, interpreted
-from truenorm.triton.plan import make
+from truenorm.triton.plan import TILE, make
 
 name = "triton"
 fuses = FUSES
@@ -74,9 +74,13 @@ def _sizes(call: Call, x: Tensor) -> tuple[int, ...]:
     """Those of x; while torch.compile traces, which must not ask them, some that are like them."""
     if not torch.compiler.is_compiling():
         return tuple(x.shape)
-    groups = call.view.groups
     cut = {one.axis for one in call.view.factors if one.part != "whole"}
-    return tuple(3 * max(groups or 1, 1) if axis in cut else 3 for axis in range(x.ndim))
+    groups = max(call.view.groups or 1, 1)
+    units = [groups if axis in cut else 1 for axis in range(x.ndim)]
+    # To ask whether they are large leaves them open.
+    return tuple(
+        n * (TILE + 1) if size > n * TILE else 3 * n for n, size in zip(units, x.shape, strict=True)
+    )
 
 
 def normalize(

@@ -92,6 +92,9 @@ def _again(call: Call, x: Any, gamma: Any, beta: Any, dy: Any) -> Any:
 
 
 def _launches(call: Call, x: Tensor, gamma: Tensor | None, beta: Tensor | None) -> launch.Launches:
+    refusal = make(call, x.shape)
+    if isinstance(refusal, str):  # sizes that torch.compile left open, and has not asked for
+        raise NotImplementedError(f"{refusal}. Pass implementation='plain'.")
     double, parameters = x.dtype is torch.float64, gamma is not None or beta is not None
     return launch.make(call, tuple(map(int, x.shape)), double, parameters)
 
@@ -128,7 +131,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, the statistics of each group (pivot, rest, 1 / deviation), and x + residual or nothing."""
     options = code, groups, epsilon, centered, activation
-    if not _readable(x, options):
+    if any(type(size) is not int for size in x.shape):
         return torch.ops.truenorm.gpu_forward_any(x, gamma, beta, residual, *options)  # type: ignore[no-any-return]
     call = _call(*options)
     y, statistics, total = _forward_shapes(x, gamma, beta, residual, *options)
@@ -156,7 +159,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dx, dgamma and dbeta; nothing where there are no parameters."""
     options = code, groups, epsilon, centered, activation
-    if not _readable(x, options):
+    if any(type(size) is not int for size in x.shape):
         operands = x, gamma, beta, dy, dtotal, statistics
         return torch.ops.truenorm.gpu_backward_any(*operands, *options)  # type: ignore[no-any-return]
     call = _call(*options)
@@ -186,14 +189,7 @@ def _backward(
     return dx, dgamma, dbeta
 
 
-# --- the same for sizes that torch.compile does not know: what the kernels do is chosen in the call
-
-
-def _readable(x: Tensor, options: tuple[Any, ...]) -> bool:
-    """Whether the sizes are known, and such that the kernels compute the call."""
-    if not all(type(size) is int for size in x.shape):
-        return False
-    return x.numel() == 0 or not isinstance(make(_call(*options), x.shape), str)
+# --- the same for sizes that torch.compile does not know: the launches are chosen in the call
 
 
 def _forward_any(
@@ -207,13 +203,7 @@ def _forward_any(
     centered: bool,
     activation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    options = code, groups, epsilon, centered, activation
-    if _readable(x, options):
-        return _forward(x, gamma, beta, residual, *options)
-    total = x if residual is None else x + residual
-    y = _plainly(_call(*options), total, gamma, beta)
-    _, statistics, nothing = _forward_shapes(x, gamma, beta, None, *options)
-    return y, statistics, nothing if residual is None else total
+    return _forward(x, gamma, beta, residual, code, groups, epsilon, centered, activation)
 
 
 def _backward_any(
@@ -230,24 +220,7 @@ def _backward_any(
     activation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     options = code, groups, epsilon, centered, activation
-    if _readable(x, options):
-        return _backward(x, gamma, beta, dy, dtotal, statistics, *options)
-    there = [one.detach().requires_grad_() for one in (x, gamma, beta) if one is not None]
-    given = iter(there)
-    with torch.enable_grad():
-        filled = [None if one is None else next(given) for one in (x, gamma, beta)]
-        y = _plainly(_call(*options), *filled)
-    found = iter(torch.autograd.grad(y, there, dy))
-    dx = next(found)
-    like = gamma if gamma is not None else beta
-    nothing = x.new_empty(0) if like is None else torch.zeros_like(like)
-    dgamma, dbeta = (nothing.clone() if one is None else next(found) for one in (gamma, beta))
-    return dx if dtotal is None else dx + dtotal, dgamma, dbeta
-
-
-def _plainly(call: Call, x: Any, gamma: Any, beta: Any) -> Tensor:
-    wide = x if x.dtype is torch.float64 else x.float()
-    return activate(arrays, call.activation, plain.normalize(call, wide, gamma, beta)).to(x.dtype)
+    return _backward(x, gamma, beta, dy, dtotal, statistics, *options)
 
 
 def _forward_shapes(x: Tensor, gamma: Any, beta: Any, residual: Any, *options: Any) -> Any:
