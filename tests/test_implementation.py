@@ -13,7 +13,7 @@ import pytest
 from keras import ops
 
 import truenorm
-from truenorm import native
+from truenorm import native, triton
 from truenorm.core.call import Call
 from truenorm.core.kinds import KINDS
 from truenorm.core.plain import Plain
@@ -253,6 +253,8 @@ def test_show_config(capsys, monkeypatch):
         assert printed["native"] == f"usable ({library.isa()}, {library.threads()} threads)"
     else:
         assert printed["native"] == REASON
+    backend = keras.backend.backend()
+    assert printed["triton"] == f"{backend}: {triton.unavailable(backend)}"  # no GPU is here
     for name in ("tensorflow", "jax", "torch"):
         assert printed[name][0].isdigit() or printed[name] == "not installed"
     monkeypatch.setattr(native, "unavailable", lambda framework: "there was no compiler")

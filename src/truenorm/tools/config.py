@@ -3,7 +3,7 @@
 import importlib.metadata
 import platform
 
-from truenorm import backends, native
+from truenorm import backends, native, triton
 from truenorm.core import engine
 from truenorm.native import library
 
@@ -21,6 +21,22 @@ def _native_text() -> str:
     return f"usable ({library.isa()}, {count} thread{'s' if count > 1 else ''})"
 
 
+def _gpu_text(framework: str) -> str:
+    """Why the GPU kernels cannot be used with a framework, or with which devices."""
+    reason = triton.unavailable(framework)
+    if reason is not None:
+        return f"{framework}: {reason}"
+    if triton.interpreted():
+        return f"{framework}: usable (in Triton's interpreter, on CPU tensors)"
+    if framework == "torch":
+        import torch
+
+        return f"torch: usable (CUDA tensors; {torch.cuda.get_device_name()})"
+    import jax
+
+    return f"jax: usable (arrays on GPUs; {jax.devices()[0].device_kind})"
+
+
 def facts() -> dict[str, str]:
     """Versions, the backend, and for every implementation whether it is usable, by name."""
     tensorflow = [_version(name) for name in ("tensorflow", "tensorflow-cpu")]
@@ -32,7 +48,11 @@ def facts() -> dict[str, str]:
         frameworks = [backend := keras.backend.backend()]
         formula = "keras.ops"
     kernels = {native.unavailable(one) or _native_text(): one for one in frameworks}
-    usable = {"native": "; ".join(kernels), "plain": f"usable ({formula})"}
+    usable = {
+        "native": "; ".join(kernels),
+        "triton": "; ".join(map(_gpu_text, frameworks)) or "no framework is installed",
+        "plain": f"usable ({formula})",
+    }
     return {
         "truenorm": _version("truenorm"),
         "python": platform.python_version(),
