@@ -33,7 +33,7 @@ MAY = {
 OWN = {
     "arrays": lambda path: {path.stem},
     "native": lambda path: {path.stem.partition("_")[0]},
-    "triton": lambda path: {path.stem},
+    "triton": lambda path: {path.stem.partition("_")[0]},
     "layers": lambda path: {"keras", "tensorflow", "torch"},  # replicas, which no backend tells
     "ops": lambda path: {"keras"},
     "rnn": lambda path: {"keras"},

@@ -6,6 +6,7 @@ file.
 """
 
 import argparse
+import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -130,11 +131,20 @@ def add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     parser.add_argument("--out", metavar="DIR", help="folder for bench-BACKEND.json and .png")
     parser.add_argument("--force", action="store_true", help="overwrite those files")
     parser.add_argument("--backend", help="tensorflow, jax or torch; None: as Keras is configured")
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="cuda: the fixed table of the GPU kernels, with PyTorch and JAX, of which --out has "
+        "speed.json and speed.md; the other options say nothing there",
+    )
     parser.set_defaults(run=run_bench, **cases.DEFAULTS)
 
 
 def run_bench(options: argparse.Namespace) -> int:
     """Time the cases and print the table."""
+    if options.device == "cuda":
+        return run_bench_on_gpu(options)
     from truenorm.tools.bench.benchmark import bench
 
     chosen = {name: getattr(options, name) for name in cases.DEFAULTS}
@@ -145,6 +155,14 @@ def run_bench(options: argparse.Namespace) -> int:
         return 130
     if options.out is not None:
         print(f"\nThe numbers and the plot are in {options.out}")
+    return 0
+
+
+def run_bench_on_gpu(options: argparse.Namespace) -> int:
+    """Time the fixed table of the GPU kernels."""
+    from truenorm.tools.bench.gpu import report
+
+    report(None if options.out is None else pathlib.Path(options.out), ("torch", "jax"))
     return 0
 
 
