@@ -68,7 +68,7 @@ def group_norm(
         activation: None, "relu", "silu", "gelu" (exact) or "gelu_tanh", applied to the result
             before it is rounded; a name, and so static under jit.
         residual: added to x before; of x's shape and dtype.
-        implementation: None, "plain" or "native"; see `truenorm.use_implementation`.
+        implementation: None, "plain", "native" or "triton"; see `truenorm.use_implementation`.
 
     Returns:
         An array of x's shape and dtype; with a residual the pair of it and of x + residual, rounded

@@ -83,7 +83,7 @@ def group_normalization(
         activation: None, "relu", "silu", "gelu" (exact) or "gelu_tanh", applied to the result
             before it is rounded.
         residual: added to x before; of x's shape and dtype.
-        implementation: None, "plain" or "native"; see `truenorm.use_implementation`.
+        implementation: None, "plain", "native" or "triton"; see `truenorm.use_implementation`.
 
     Returns:
         A tensor of x's shape and dtype; with a residual the pair of it and of x + residual, rounded
@@ -152,7 +152,7 @@ def layer_normalization(
             mixed, and gamma has no entry per sample.
         epsilon: added to the variance, in units of x squared; not negative.
         mask, activation, residual: as in `group_normalization`.
-        implementation: None, "plain" or "native"; see `truenorm.use_implementation`.
+        implementation: None, "plain", "native" or "triton"; see `truenorm.use_implementation`.
 
     Returns:
         A tensor of x's shape and dtype, computed as in `group_normalization`.
@@ -209,7 +209,7 @@ def filter_response_normalization(
             (N, C, H, W), 1 for (N, T, C), [] for (N, C). With 0 among them samples are mixed.
         epsilon: added to the mean square, in units of x squared; not negative.
         mask, activation, residual: as in `group_normalization`.
-        implementation: None, "plain" or "native"; see `truenorm.use_implementation`.
+        implementation: None, "plain", "native" or "triton"; see `truenorm.use_implementation`.
 
     Returns:
         A tensor of x's shape and dtype, computed as in `group_normalization`.

@@ -33,7 +33,7 @@ class FilterResponseNormalization(NormalizationLayer):
         name: the layer's name.
         use_mask: keep masked elements (a Keras mask of shape (N,), (N, T), ...) out of the mean;
             False ignores the mask. It is passed on either way.
-        implementation: None for the fastest that supports the call, "plain" or "native".
+        implementation: None for the fastest that supports the call, "plain", "native" or "triton".
         activation: None, "relu", "silu", "gelu" (exact) or "gelu_tanh", applied to the result.
         **kwargs: `dtype`, `trainable`.
 

@@ -28,7 +28,7 @@ class GroupNormalization(NormalizationLayer):
         beta_constraint, gamma_constraint: optional constraints.
         use_mask: keep masked elements (a Keras mask of shape (N,), (N, T), ...) out of the
             statistics; False ignores the mask. It is passed on either way.
-        implementation: None for the fastest that supports the call, "plain" or "native".
+        implementation: None for the fastest that supports the call, "plain", "native" or "triton".
         activation: None, "relu", "silu", "gelu" (exact) or "gelu_tanh", applied to the result.
         **kwargs: `name`, `dtype`, `trainable`.
 

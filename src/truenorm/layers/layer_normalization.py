@@ -30,7 +30,7 @@ class LayerNormalization(NormalizationLayer):
         beta_constraint, gamma_constraint: optional constraints.
         use_mask: keep masked elements out of the statistics; False ignores the mask. A place all
             of whose elements are masked yields beta.
-        implementation: None for the fastest that supports the call, "plain" or "native".
+        implementation: None for the fastest that supports the call, "plain", "native" or "triton".
         activation: None, "relu", "silu", "gelu" (exact) or "gelu_tanh", applied to the result.
         **kwargs: `name`, `dtype`, `trainable`; and `rms_scaling`, which Keras' configs have: True
             divides by the standard deviation without subtracting the mean, and has a gamma but no

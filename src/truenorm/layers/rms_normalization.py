@@ -25,7 +25,7 @@ class RMSNormalization(NormalizationLayer):
         gamma_constraint: optional constraint.
         use_mask: keep masked elements out of the statistics; False ignores the mask, which is
             passed on either way.
-        implementation: None for the fastest that supports the call, "plain" or "native".
+        implementation: None for the fastest that supports the call, "plain", "native" or "triton".
         activation: None, "relu", "silu", "gelu" (exact) or "gelu_tanh", applied to the result.
         **kwargs: `name`, `dtype`, `trainable`.
 

@@ -45,7 +45,7 @@ class GroupNorm(Base, nn.GroupNorm):
         bias: learn bias, where affine.
         axis: the channel axis of the input (N, C, ...); -1 for (N, ..., C).
         activation: None, "relu", "silu", "gelu" (exact) or "gelu_tanh", applied to the result.
-        implementation: None for the fastest that supports the call, "plain" or "native".
+        implementation: None for the fastest that supports the call, "plain", "native" or "triton".
 
     `forward(input, mask=None, residual=None)` is `truenorm.torch.functional.group_norm`.
 
@@ -134,7 +134,7 @@ class LayerNorm(_OverAxes, nn.LayerNorm):
         axis: the normalized axis or axes; None is the last ones, as many as normalized_shape has
             (the last one where that is None). `axis=1` normalizes the channels of (N, C, H, W).
         activation: None, "relu", "silu", "gelu" (exact) or "gelu_tanh", applied to the result.
-        implementation: None for the fastest that supports the call, "plain" or "native".
+        implementation: None for the fastest that supports the call, "plain", "native" or "triton".
 
     `forward(input, mask=None, residual=None)` is `truenorm.torch.functional.layer_norm`.
 
@@ -241,7 +241,7 @@ class _InstanceNorm(Base):
         bias: learn bias, where affine.
         axis: the channel axis of an input with a batch axis; -1 for (N, ..., C).
         activation: None, "relu", "silu", "gelu" (exact) or "gelu_tanh", applied to the result.
-        implementation: None for the fastest that supports the call, "plain" or "native".
+        implementation: None for the fastest that supports the call, "plain", "native" or "triton".
 
     `forward(input, mask=None, residual=None)` is `truenorm.torch.functional.instance_norm`.
 
@@ -348,7 +348,7 @@ class FilterResponseNorm(Base, nn.Module):
         axis: the axes of the mean: all but the batch axis and the channel axis; None is all from 2
             on. (1, 2) for (N, H, W, C).
         activation: None, "relu", "silu", "gelu" (exact) or "gelu_tanh", applied to the result.
-        implementation: None for the fastest that supports the call, "plain" or "native".
+        implementation: None for the fastest that supports the call, "plain", "native" or "triton".
 
     `forward(input, mask=None, residual=None)` is `truenorm.torch.functional.filter_response_norm`.
 
