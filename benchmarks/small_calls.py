@@ -33,11 +33,24 @@ def forward(module: torch.nn.Module, x: torch.Tensor) -> Callable[[], Any]:
     return run
 
 
+def in_training(module: torch.nn.Module, x: torch.Tensor) -> Callable[[], Any]:
+    """The module's result, of which the gradients could be asked."""
+    x = x.clone().requires_grad_()
+    return lambda: module(x)
+
+
 def with_backward(module: torch.nn.Module, x: torch.Tensor) -> Callable[[], Any]:
     """The module's result, and the gradients of x and of its parameters."""
     inputs = [x.clone().requires_grad_(), *module.parameters()]
     cotangent = torch.randn_like(x)
     return lambda: torch.autograd.grad(module(inputs[0]), inputs, cotangent)
+
+
+PASSES = {
+    "forward": forward,
+    "forward, in training": in_training,
+    "forward+backward": with_backward,
+}
 
 
 def shortest(runs: list[Callable[[], Any]]) -> list[float]:
@@ -58,7 +71,7 @@ def main() -> None:
     print("| module, shape | passes | truenorm.torch | torch.nn | difference |")
     print("|---|---|---|---|---|")
     for name, arguments, shape in CASES:
-        for passes, made in (("forward", forward), ("forward+backward", with_backward)):
+        for passes, made in PASSES.items():
             x = torch.randn(shape)
             runs = [
                 made(getattr(library, name)(*arguments), x)
