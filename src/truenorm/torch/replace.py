@@ -235,11 +235,13 @@ def _other(module: nn.Module, to: str, groups: int | None) -> tuple[nn.Module | 
         return None, f"it is a subclass of {base} that may do more: replace it by hand"
     weight, bias = module.weight, module.bias
     one = weight if isinstance(weight, Tensor) else None
-    options: dict[str, Any] = {"eps": module.eps}
+    options: dict[str, Any] = {"eps": module.eps, "axis": 1}
     if one is not None:
         options |= {"device": one.device, "dtype": one.dtype}
     if type(module) in _SAME.values():
-        options["activation"] = module.activation
+        options |= {
+            name: getattr(module, name) for name in ("axis", "activation", "implementation")
+        }
     pixels = not isinstance(module, (nn.BatchNorm1d, nn.InstanceNorm1d))
     if to == "group":
         count = _groups(channels) if groups is None else groups
@@ -264,7 +266,7 @@ def _other(module: nn.Module, to: str, groups: int | None) -> tuple[nn.Module | 
         return None, f"{KINDS[to].title.lower()} over one channel leaves one element in a group"
     else:
         cls = modules.LayerNorm if to == "layer" else modules.RMSNorm
-        new = cls(channels, elementwise_affine=weight is not None, axis=1, **options)
+        new = cls(channels, elementwise_affine=weight is not None, **options)
     for name, parameter in (("weight", weight), ("bias", bias)):
         if name in new._parameters:
             new._parameters[name] = parameter

@@ -148,6 +148,18 @@ def test_one_group_for_each_channel():
     torch.testing.assert_close(model[0](x), nn.functional.instance_norm(x))
 
 
+@pytest.mark.parametrize("to", ["group", "instance", "layer", "rms"])
+def test_what_ours_was_made_with_stays(to):
+    """Where the channels are, the activation, and what computes it."""
+    if to == "instance":
+        made = tn.InstanceNorm2d(6, axis=-1, activation="silu", implementation="plain")
+    else:
+        made = tn.GroupNorm(2, 6, axis=-1, activation="silu", implementation="plain")
+    new = tn.replace(nn.Sequential(made), to).model[0]
+    assert (new.axis, new.activation, new.implementation) == (-1, "silu", "plain")
+    assert new(torch.randn(2, 4, 5, 6)).shape == (2, 4, 5, 6)
+
+
 def test_a_report_shows_whose_class_it_was_and_is():
     model = nn.Sequential(Channels(4), nn.LayerNorm(4))
     options = "((4,), eps=1e-05, elementwise_affine=True, bias=True)"
