@@ -36,7 +36,7 @@ __all__ = [
 Array: TypeAlias = jax.Array
 Result: TypeAlias = Array | Any  # an Array, or with a residual a pair of them
 
-FRONT = engine.Front(arrays, (native.engine("jax"), triton.engine("jax"), Plain(arrays)))
+FRONT = engine.Front(arrays, (triton.engine("jax"), native.engine("jax"), Plain(arrays)))
 _NAMES = arguments.Names(gamma="scale", beta="bias", groups="num_groups")
 
 

@@ -38,7 +38,10 @@ _RUNNING = backend.backend()
 NATIVE = native.engine(_RUNNING)
 if _RUNNING == "tensorflow" and native.unavailable(_RUNNING) is None:
     NATIVE.hand_down(keras.ops)
-FRONT = engine.Front(keras.ops, (NATIVE, triton.engine(_RUNNING), Plain(keras.ops)))
+# On JAX nobody knows under jit what XLA will compile for: the engine for GPUs knows whether JAX
+# computes on one, and comes first.
+_FUSED = (NATIVE, triton.engine(_RUNNING))
+FRONT = engine.Front(keras.ops, (*_FUSED[:: -1 if _RUNNING == "jax" else 1], Plain(keras.ops)))
 
 # In eager PyTorch to convert what is converted, or to name its dtype, is most of a small call.
 _TAKEN_AS_THEY_ARE = (importlib.import_module("torch").Tensor,) if _RUNNING == "torch" else ()

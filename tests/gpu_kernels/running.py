@@ -100,7 +100,7 @@ class Run:
             x = (self.x.double() + self.residual.double()).to(self.x.dtype)
             if (
                 self.dtype == "bfloat16" and x.is_cpu
-            ):  # which the interpreter does not round to nearest
+            ):  # the interpreter does not round it to nearest
                 torch.testing.assert_close(self.s, x, rtol=2.0**-7, atol=0)
                 x = self.s
             assert torch.equal(self.s, x)
@@ -109,35 +109,42 @@ class Run:
         expected = Expected(
             self.case, array(x), array(self.gamma), array(self.beta), dtype=self.dtype
         )
-        u, dy = expected.y, array(self.dy).astype(expected.y.dtype)
-        wanted, slope = activation(self.act, u)
-        found = {"y": expected.forward_error(array(self.y))}
-        if self.act is not None:
-            allowed = FORWARD[self.dtype] * 1.13 * np.max(np.maximum(1, abs(u)), initial=1)
-            if self.dtype in DIGITS:
-                size = np.floor(np.log2(np.maximum(abs(wanted), 2.0**-14)))
-                allowed = allowed + 2.0 ** (size - DIGITS[self.dtype] + 1)
-            found["y"] = np.max(abs(array(self.y) - wanted) / allowed, initial=0)
-        if self.dtype in BACKWARD:
-            dx = array(self.x.grad) - (0 if self.ds is None else array(self.ds))
-            dbeta = array(self.beta.grad) if self.case.has_beta else None
-            grads = [dx, array(self.gamma.grad), dbeta]
-            scale = 1
-            if self.act is not None:
-                # Of the terms before the activation, and what an error of u does: |a'| and |a''|.
-                scale = 1.13 + 0.8 * np.max(np.maximum(1, abs(u)), initial=0)
-                for i, sign in ((dy * slope, -1), (dy, 1)):
-                    exact = reference.gradient(
-                        expected.x, expected.gamma, expected.beta, i, expected.view,
-                        **expected.options,
-                    )  # fmt: skip
-                    grads = [
-                        None if a is None else a + sign * b
-                        for a, b in zip(grads, exact, strict=True)
-                    ]
-            errors = expected.gradient_errors(dy, *grads)
-            found |= {name: one / scale for name, one in errors.items()}
-        return found
+        dx = array(self.x.grad) - (0 if self.ds is None else array(self.ds))
+        dbeta = array(self.beta.grad) if self.case.has_beta else None
+        gradients = dx, array(self.gamma.grad), dbeta
+        return errors_of(expected, self.act, array(self.dy), array(self.y), gradients)
+
+
+def errors_of(expected, act, dy, y, gradients):
+    """The largest errors of y and, but in half precision, of the gradients: 1 is the promise's."""
+    dtype, u = expected.dtype, expected.y
+    dy = dy.astype(u.dtype)
+    largest = np.max(np.maximum(1, abs(u)), initial=1)
+    wanted, slope = activation(act, u)
+    found = {"y": expected.forward_error(y)}
+    if act is not None:
+        allowed = FORWARD[dtype] * 1.13 * largest
+        if dtype in DIGITS:
+            size = np.floor(np.log2(np.maximum(abs(wanted), 2.0**-14)))
+            allowed = allowed + 2.0 ** (size - DIGITS[dtype] + 1)
+        found["y"] = np.max(abs(y - wanted) / allowed, initial=0)
+    if dtype in BACKWARD:
+        scale = 1
+        if act is not None:
+            # Of the terms before the activation, and what an error of u does: |a'| and |a''|.
+            scale = 1.13 + 0.8 * largest
+            for cotangent, sign in ((dy * slope, -1), (dy, 1)):
+                exact = reference.gradient(
+                    expected.x, expected.gamma, expected.beta, cotangent, expected.view,
+                    **expected.options,
+                )  # fmt: skip
+                gradients = [
+                    None if a is None else a + sign * b
+                    for a, b in zip(gradients, exact, strict=True)
+                ]
+        errors = expected.gradient_errors(dy, *gradients)
+        found |= {name: one / scale for name, one in errors.items()}
+    return found
 
 
 def array(t):

@@ -12,20 +12,35 @@ import types
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
 
+import truenorm.jax
 from cases import EPSILON
 from gpu_kernels.running import WAYS
 from promise import Expected
+from truenorm.core import engine as choice
 from truenorm.core.call import Call
 from truenorm.native import jax_primitives
 from truenorm.triton import jax as engine
-from truenorm.triton import launch, plan
+from truenorm.triton import jax_fused, jax_kernels, launch, plan
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")
 started = []
+
+
+def as_torch(a):
+    if a.dtype != ml_dtypes.bfloat16:
+        return torch.from_numpy(a)
+    return torch.from_numpy(a.view(np.int16)).view(torch.bfloat16)
+
+
+def as_numpy(t):
+    if t.dtype is not torch.bfloat16:
+        return t.numpy()
+    return t.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
 
 
 def triton_call(*inputs, kernel, out_shape, grid, num_warps, input_output_aliases, **constants):
@@ -36,14 +51,14 @@ def triton_call(*inputs, kernel, out_shape, grid, num_warps, input_output_aliase
     assert set(names) | set(constants) == set(kernel.arg_names)
 
     def run(*arrays):
-        read = [torch.from_numpy(np.array(one)) for one in arrays]
+        read = [as_torch(np.array(one)) for one in arrays]
         written = [
             torch.zeros(one.shape, dtype=getattr(torch, str(one.dtype))) for one in out_shape
         ]
         for i, o in input_output_aliases.items():
             written[o] = read[i]
         kernel[(grid,)](*read, *written, **constants)
-        return [one.numpy() for one in written]
+        return [as_numpy(one) for one in written]
 
     return jax.pure_callback(run, out_shape, *inputs)
 
@@ -53,10 +68,10 @@ def stand_in(monkeypatch):
     module = types.ModuleType("jax_triton")
     module.triton_call = triton_call
     monkeypatch.setitem(sys.modules, "jax_triton", module)
-    engine.unavailable.cache_clear()
+    jax_kernels.unavailable.cache_clear()
     started.clear()
     yield
-    engine.unavailable.cache_clear()
+    jax_kernels.unavailable.cache_clear()
 
 
 @pytest.mark.parametrize("split", [False, True], ids=["", "split"])
@@ -111,3 +126,87 @@ def test_reasons():
 
     traced(x)
     assert "mask" in reasons[0]
+
+
+@pytest.fixture
+def cpu_is_a_gpu():
+    """XLA's CPU takes what is lowered for GPUs: this process has no other use for it."""
+    jax_primitives.lower_for("cpu", engine._forward, engine._backward)
+    jax_fused.lower_for("cpu")
+
+
+def front(way, activation=None, residual=False, implementation=None):
+    """A function of (x, gamma, beta, residual) that calls the front as its users do."""
+    case = WAYS[way]
+    call = Call(case.view, case.centered, EPSILON, activation, residual)
+    name = implementation
+
+    def function(x, gamma, beta, other):
+        more = (None, None, other) if residual else ()
+        return choice.normalize(truenorm.jax.FRONT, name, call, x, gamma, beta, *more)
+
+    return function
+
+
+def operands(way, dtype="float32"):
+    case, rng = WAYS[way], np.random.default_rng(0)
+    x, other, dy = (jnp.asarray(rng.standard_normal(case.shape), dtype) for _ in range(3))
+    gamma, beta = (
+        jnp.asarray(rng.standard_normal(case.parameter_shape), "float32") for _ in range(2)
+    )
+    return x, gamma, beta, other, dy
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("residual", [False, True], ids=["", "residual"])
+@pytest.mark.parametrize("activation", [None, "silu", "gelu"])
+@pytest.mark.parametrize("way", ["rows", "pixels", "columns"])
+def test_the_front_under_jit(way, activation, residual, dtype, cpu_is_a_gpu):
+    """y, and every gradient, are the plain formula's: which has been held against float64."""
+    *given, dy = operands(way, dtype)
+
+    def both(function):
+        def run(*given):
+            y, pullback = jax.vjp(function, *given)
+            return y, pullback((dy, dy) if residual else dy)
+
+        return jax.jit(run)(*given)
+
+    found = both(front(way, activation, residual))
+    names = set(started)
+    wanted = both(front(way, activation, residual, "plain"))
+    kinds = {"held_forward", "held_backward"}
+    assert names == (kinds if way != "columns" else {"looped_forward", "looped_backward"})
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert a.dtype == b.dtype
+        close = {"rtol": 2e-5, "atol": 2e-5} if dtype == "float32" else {"rtol": 0.03, "atol": 0.06}
+        np.testing.assert_allclose(np.float32(a), np.float32(b), **close)
+
+
+@pytest.mark.parametrize("way", ["rows", "columns"])
+def test_other_derivatives_of_a_fused_activation(way, cpu_is_a_gpu):
+    """Forward mode, the gradient of the gradient, and vmap are the plain formula's."""
+    x, gamma, beta, _, dy = operands(way)
+    fused, plain = (front(way, "silu", implementation=name) for name in (None, "plain"))
+
+    def each(function):
+        def y(x, gamma, beta):
+            return function(x, gamma, beta, None)
+
+        def squared(x, gamma, beta):
+            dx = jax.grad(lambda x: (y(x, gamma, beta) * dy).sum())(x)
+            return (dx**2).sum()
+
+        tangents = jax.jit(lambda *p: jax.jvp(y, p, (dy, gamma, beta))[1])(x, gamma, beta)
+        second = jax.jit(jax.grad(squared, (0, 1, 2)))(x, gamma, beta)
+        stacked = jnp.stack([x, 2 * x + 1])
+        mapped = jax.jit(jax.vmap(jax.grad(lambda x: (y(x, gamma, beta) * dy).sum())))(stacked)
+        return tangents, second, mapped
+
+    for a, b in zip(jax.tree.leaves(each(fused)), jax.tree.leaves(each(plain)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * float(jnp.max(jnp.abs(b))))
+
+
+def test_the_gpu_comes_first_where_jax_computes_on_one():
+    names = [one.name for one in truenorm.jax.FRONT.engines]
+    assert names == ["triton", "native", "plain"]

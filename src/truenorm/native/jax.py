@@ -99,12 +99,22 @@ def normalize(
     return reason if reason is not None else bind(call, x, gamma, beta)
 
 
-def bind(call: Call, x: jax.Array, gamma: jax.Array | None, beta: jax.Array | None) -> jax.Array:
-    """y by the primitives, which become kernels where XLA compiles for a device that has them."""
+def bind(
+    call: Call,
+    x: jax.Array,
+    gamma: jax.Array | None,
+    beta: jax.Array | None,
+    forward: Any = None,
+) -> jax.Array:
+    """y by the primitives, which become kernels where XLA compiles for a device that has them.
+
+    `forward` is another function than `jax_primitives.forward` of the ordered operands.
+    """
     how, ordered = _ordered(call)
     gamma, beta = _parameters(call, x, gamma, beta, how)
     x = x.transpose(how.order) if how.permutes else x
-    y, _ = jax_primitives.forward(ordered, int(call.view.has_samples), x, gamma, beta)
+    forward = forward or jax_primitives.forward
+    y, _ = forward(ordered, int(call.view.has_samples), x, gamma, beta)
     return y.transpose(how.inverse) if how.permutes else y
 
 
