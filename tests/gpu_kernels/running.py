@@ -98,9 +98,7 @@ class Run:
         x = self.x
         if self.residual is not None:
             x = (self.x.double() + self.residual.double()).to(self.x.dtype)
-            if (
-                self.dtype == "bfloat16" and x.is_cpu
-            ):  # the interpreter does not round it to nearest
+            if self.dtype == "bfloat16" and x.is_cpu:  # which the interpreter cuts off
                 torch.testing.assert_close(self.s, x, rtol=2.0**-7, atol=0)
                 x = self.s
             assert torch.equal(self.s, x)

@@ -111,6 +111,7 @@ def torch_candidates(case: Case) -> Candidates:
     if case.name.startswith("group last, 32"):
         yield "truenorm, plain", ours("plain")
     peer = _torch_peer(case)
+    torch.compiler.reset()  # else it gives up at the ninth case, as at the ninth shape of one
     yield "torch.nn", peer
     yield "torch.compile", torch.compile(peer, dynamic=False)
     if not case.fused and keras_runs_on_torch():
