@@ -3,6 +3,7 @@
 The interpreter shows what they compute, this that they fit the hardware.
 """
 
+import contextlib
 import pathlib
 import re
 import subprocess
@@ -10,6 +11,9 @@ import subprocess
 import pytest
 import torch
 import triton
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
+from torch._subclasses.fake_tensor import FakeTensorMode
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -116,9 +120,6 @@ def compiles_on_the_cpu(monkeypatch):
 
 def graphs_of(function, *operands, dynamic=False):
     """What torch.compile makes of it: a list of names for each graph."""
-    from functorch.compile import make_boxed_func
-    from torch._dynamo.backends.common import aot_autograd
-
     found = []
 
     def compiler(module, _):
@@ -168,22 +169,27 @@ def test_sizes_that_the_kernels_do_not_read(dynamic, compiles_on_the_cpu, monkey
     torch.testing.assert_close(y, function(x, "plain"))
 
 
-def test_torch_compile_sees_the_kernels():
-    """With tensors that say they are on a GPU, and have no data."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    view = KINDS["group"].view((4, 6, 6, 16), -1, 4)
-    options = engine._plan(Call(view, True, 1e-3), None).options
+def test_cuda_tensors_take_the_kernels_by_themselves(monkeypatch):
+    """As torch.compile sees it: tensors that say they are on a GPU, and have no data."""
+    monkeypatch.setattr(engine, "unavailable", lambda: None)
     with FakeTensorMode():
         x = torch.empty(4, 6, 6, 16, device="cuda")
         weight = torch.empty(16, device="cuda")
+    names = []
 
-    def function(x, weight):
-        return torch.ops.truenorm.gpu_forward(x, weight, None, None, *options)
+    def compiler(module, _):
+        names.extend(str(node.target) for node in module.graph.nodes)
+        return make_boxed_func(module.forward)
 
-    graph = make_fx(function, tracing_mode="fake")(x, weight).graph
-    assert any("gpu_forward" in str(node.target) for node in graph.nodes)
+    torch._dynamo.reset()
+    function = torch.compile(
+        lambda x, weight: F.group_norm(x, 4, weight, axis=-1),
+        backend=aot_autograd(fw_compiler=compiler),
+        fullgraph=True,
+    )
+    with contextlib.suppress(RuntimeError):  # it cannot run here
+        function(x, weight)
+    assert names.count("triton_kernel_wrapper_functional") == 1
 
 
 def test_no_gpu_is_a_reason():

@@ -11,7 +11,7 @@ from gpu_kernels.running import DTYPES, WAYS, Run
 from truenorm.core import reference
 from truenorm.core.call import Call
 from truenorm.core.kinds import KINDS
-from truenorm.triton import launch, plan
+from truenorm.triton import launch, plan, torch_operations
 from truenorm.triton import torch as engine
 from truenorm.triton.plan import Held, Looped
 
@@ -191,13 +191,21 @@ def test_the_gradient_of_the_gradient(act):
     assert torch.autograd.gradgradcheck(function, (run.x, run.gamma, run.beta))
 
 
-def test_channels_last_memory_is_read_as_it_lies():
-    case = WAYS["rows in groups"]
+def test_channels_last_memory_is_read_as_it_lies(monkeypatch):
+    case, read = WAYS["rows in groups"], []
+    original = torch_operations.normalize
+
+    def normalize(plan, x, *operands):
+        read.append(x.data_ptr())
+        return original(plan, x, *operands)
+
+    monkeypatch.setattr(torch_operations, "normalize", normalize)
     run, other = Run(case), Run(case)
     other.x = run.x.detach().to(memory_format=torch.channels_last).requires_grad_()
     holds(run.errors())
     assert other.compute() is None
     assert other.y.is_contiguous(memory_format=torch.channels_last)
+    assert read[-1] == other.x.data_ptr()
     torch.testing.assert_close(other.y, run.y, rtol=2e-6, atol=4e-6)
     torch.testing.assert_close(other.x.grad, run.x.grad, rtol=2e-6, atol=4e-6)
 
