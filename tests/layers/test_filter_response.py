@@ -119,6 +119,7 @@ def test_native_is_what_is_chosen_without_a_learned_epsilon(learned, rng, monkey
         monkeypatch.setattr(engine, "normalize", normalize)
     layer = make((2, 3, 4, 5), rng, learned_epsilon=learned)
     layer(rng.normal(size=(2, 3, 4, 5)).astype("float32"))
+    used = [one for one in used if "triton" not in one]  # it serves no CPU
     assert used == (["not native", "plain"] if learned else ["native"])
 
 

@@ -97,7 +97,7 @@ class Sevens:
 
 
 def test_use_implementation_compiles_again(monkeypatch, compile_whole):
-    engines = (Sevens(), truenorm.ops.FRONT.engines[1])
+    engines = (Sevens(), truenorm.ops.FRONT.engines[-1])
     monkeypatch.setattr(truenorm.ops, "FRONT", truenorm.ops.FRONT._replace(engines=engines))
     traced = compile_whole(lambda x: truenorm.ops.layer_normalization(x))
     x = ops.convert_to_tensor(np.arange(24, dtype="float32").reshape(2, 3, 4))
