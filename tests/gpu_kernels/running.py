@@ -1,7 +1,5 @@
 """A case computed by the kernels for GPUs, and its errors: in the interpreter, or on a GPU."""
 
-import math
-
 import numpy as np
 import torch
 
@@ -37,27 +35,6 @@ WAYS = {
     "rms, wide rows": Case("", "rms", (3, 8200)),
     "filter response": Case("", "filter_response", (3, 14, 13, 5)),
 }
-
-
-def activation(name, u):
-    """The activation and its derivative in NumPy."""
-    erf = np.vectorize(math.erf, otypes=[float])
-    with np.errstate(over="ignore"):
-        match name:
-            case "relu":
-                return np.maximum(u, 0), (u > 0) * 1.0
-            case "silu":
-                s = 1 / (1 + np.exp(-u))
-                return u * s, s * (1 + u * (1 - s))
-            case "gelu":
-                p = 0.5 * (1 + erf(u / math.sqrt(2)))
-                return u * p, p + u * np.exp(-u * u / 2) / math.sqrt(2 * math.pi)
-            case "gelu_tanh":
-                k = math.sqrt(2 / math.pi)
-                t = np.tanh(k * (u + 0.044715 * u**3))
-                slope = k * (1 + 3 * 0.044715 * u**2)
-                return 0.5 * u * (1 + t), 0.5 * (1 + t) + 0.5 * u * (1 - t * t) * slope
-    return u, np.ones_like(u)
 
 
 class Run:
@@ -118,7 +95,7 @@ def errors_of(expected, act, dy, y, gradients):
     dtype, u = expected.dtype, expected.y
     dy = dy.astype(u.dtype)
     largest = np.max(np.maximum(1, abs(u)), initial=1)
-    wanted, slope = activation(act, u)
+    wanted, slope = reference.activation(act, u)
     found = {"y": expected.forward_error(y)}
     if act is not None:
         allowed = FORWARD[dtype] * 1.13 * largest

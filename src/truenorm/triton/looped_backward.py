@@ -145,33 +145,13 @@ def _looped_pair(
     scale = 1.0
     if gamma is not None:
         scale = parameter(
-            gamma,
-            owner,
-            b,
-            across,
-            end,
-            rows,
-            bundled,
-            width,
-            alike,
-            ALONG_ROWS,
-            COMPUTE,
+            gamma, owner, b, across, end, rows, bundled, width, alike, ALONG_ROWS, COMPUTE
         )
     if ACTIVATION is not None:
         u = xhat * scale
         if beta is not None:
             u = u + parameter(
-                beta,
-                owner,
-                b,
-                across,
-                end,
-                rows,
-                bundled,
-                width,
-                alike,
-                ALONG_ROWS,
-                COMPUTE,
+                beta, owner, b, across, end, rows, bundled, width, alike, ALONG_ROWS, COMPUTE
             )
         g = tl.where(inside, g * slope(u, ACTIVATION), 0.0)
     return g, xhat, place, inside, scale

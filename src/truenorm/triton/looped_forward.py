@@ -75,18 +75,9 @@ def _looped_sums(
                 row, column, end, bundled, width, bundle, GROUPS, WIDTH, HEIGHT, EXACT, WIDE
             )
             z = read(x, residual, place, inside, COMPUTE)
+            below = row + HEIGHT
             place, within, _, _ = tile(
-                row + HEIGHT,
-                column,
-                end,
-                bundled,
-                width,
-                bundle,
-                GROUPS,
-                WIDTH,
-                HEIGHT,
-                EXACT,
-                WIDE,
+                below, column, end, bundled, width, bundle, GROUPS, WIDTH, HEIGHT, EXACT, WIDE
             )
             more = read(x, residual, place, within, COMPUTE)
             if CENTERED:

@@ -1,4 +1,4 @@
-"""How the kernels of `kernels.py` read one call: which of them, the sizes, and tile and warps.
+"""How the kernels for GPUs read one call: which of them, the sizes, and what a program takes.
 
 A plan follows from the call, the sizes and the dtype alone, not from the device, the number of
 samples or a timing: so a sample has the same bits alone and in a batch, and from run to run.
@@ -22,9 +22,14 @@ HELD_COLUMN = 512
 # Elements in a tile of the loops, on 16 warps: with two tiles in flight these are 16384, which was
 # the fastest of 4096 to 65536, and 16 in each thread, which do not spill.
 TILE = 8192
-# Channels that one program of the loops takes: 32 and 64 are alike, 16 and 128 slower.
+# Channels that one program of the loops takes: 32 and 64 were alike where a group has several
+# channels, and 16 the best where it has one.
 BUNDLE = 32
-# Of a sample that has few programs, those with more elements than this are split further.
+BUNDLE_OF_SINGLES = 16
+# A sample of fewer programs than FEW has its rows cut where a program would have more elements than
+# SPLIT_ABOVE: into so many chunks that it has about MOST_CHUNKS programs, of SPLIT_TO elements or
+# more. Unsplit, 16 programs were enough for a sample of 8 million elements, and 4 were not for one.
+FEW = 16
 SPLIT_ABOVE = 1 << 18
 SPLIT_TO = 1 << 15
 MOST_CHUNKS = 64
@@ -117,7 +122,9 @@ class Looped:
     @property
     def bundle(self) -> int:
         """Groups that a program takes at once."""
-        return min(power(self.bundled), max(BUNDLE // self.padded_width, 1))
+        singles = self.width == 1 and not self.along_rows
+        most = BUNDLE_OF_SINGLES if singles else BUNDLE
+        return min(power(self.bundled), max(most // self.padded_width, 1))
 
     @property
     def bundles(self) -> int:
@@ -231,7 +238,7 @@ def _split(plan: Looped) -> Looped:
         return plan
     slab = plan.rows * plan.width * plan.bundle
     chunks = 1
-    if plan.bundles < 16 and slab >= SPLIT_ABOVE:
+    if plan.bundles < FEW and slab >= SPLIT_ABOVE:
         chunks = min(-(-MOST_CHUNKS // plan.bundles), slab // SPLIT_TO, plan.rows)
     chunk = -(-plan.rows // chunks)
     return dataclasses.replace(plan, chunks=-(-plan.rows // chunk), chunk=chunk)
