@@ -321,7 +321,7 @@ def main():
 
     from truenorm.tools.bench import gpu
 
-    gpu.report(arguments.out, arguments.frameworks, tiny=arguments.interpreted)
+    gpu.report(arguments.out, arguments.frameworks, tiny=arguments.interpreted, force=True)
     print(f"{time.monotonic() - start:.0f} s in all")
     sys.exit(bool(wrong))
 

@@ -62,6 +62,13 @@ def test_the_cases_are_those_of_networks():
     assert [name for name, size in sizes.items() if size < 1e7] == [CASES[-1].name]
 
 
+def test_a_file_that_is_there_is_kept(tmp_path, capsys):
+    (tmp_path / "speed.md").write_text("mine")
+    assert main(["bench", "--device", "cuda", "--out", str(tmp_path)]) == 2
+    assert "speed.md' exists" in capsys.readouterr().err
+    assert (tmp_path / "speed.md").read_text() == "mine"
+
+
 def test_without_a_gpu_it_says_so(capsys):
     assert main(["bench", "--device", "cuda"]) == 2
     assert "neither PyTorch nor JAX finds a GPU" in capsys.readouterr().err

@@ -136,7 +136,7 @@ def add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         choices=("cpu", "cuda"),
         default="cpu",
         help="cuda: the fixed table of the GPU kernels, with PyTorch and JAX, of which --out has "
-        "speed.json and speed.md; the other options say nothing there",
+        "speed.json and speed.md; --norms and the like say nothing there",
     )
     parser.set_defaults(run=run_bench, **cases.DEFAULTS)
 
@@ -162,7 +162,8 @@ def run_bench_on_gpu(options: argparse.Namespace) -> int:
     """Time the fixed table of the GPU kernels."""
     from truenorm.tools.bench.gpu import report
 
-    report(None if options.out is None else pathlib.Path(options.out), ("torch", "jax"))
+    out = None if options.out is None else pathlib.Path(options.out)
+    report(out, ("torch", "jax"), force=options.force)
     return 0
 
 

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import tempfile
+from collections.abc import Iterable
 
 from truenorm.core.errors import InputError, brief
 
@@ -23,6 +24,18 @@ def checked_path(path: str | os.PathLike[str]) -> pathlib.Path:
             f"{brief(os.fspath(path))} cannot be a name here ({reason}); choose another one."
         ) from None
     return pathlib.Path(path)
+
+
+def check_folder(folder: pathlib.Path, files: Iterable[pathlib.Path], force: bool = False) -> None:
+    """Raise InputError unless the folder can have these files, without loss or with `force`."""
+    checked_path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{str(folder)!r} is a file; name a folder for the results.")
+    for file in files:
+        if file.exists() and not force:
+            raise InputError(
+                f"{str(file)!r} exists; name another folder, or overwrite it with --force."
+            )
 
 
 def write(path: pathlib.Path, content: str | bytes, fix: str = "Name another one.") -> None:

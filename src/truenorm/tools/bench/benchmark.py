@@ -21,9 +21,10 @@ from truenorm.tools.bench.cases import (
     choose_cases,
 )
 from truenorm.tools.bench.measure import BUFFERS, measure
-from truenorm.tools.bench.results import Results, Row, check_folder
+from truenorm.tools.bench.results import Results, Row, files
 from truenorm.tools.config import facts
 from truenorm.tools.figures import need_matplotlib
+from truenorm.tools.writing import check_folder
 
 __all__ = ["Results", "bench"]
 
@@ -73,7 +74,7 @@ def bench(
     cases, rounds = choose_cases(norms, layouts, sizes, dtypes), check_rounds(rounds)
     folder = None if out is None else pathlib.Path(out)
     if folder is not None:
-        check_folder(folder, name, force)
+        check_folder(folder, files(folder, name), force)
         need_matplotlib()
     rows = []
     largest = max(cases, key=lambda case: case.bytes)

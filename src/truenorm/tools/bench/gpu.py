@@ -22,7 +22,7 @@ from truenorm.tools.bench.gpu_cases import (
     jax_candidates,
     torch_candidates,
 )
-from truenorm.tools.writing import write
+from truenorm.tools.writing import check_folder, write
 
 ROUNDS = 15
 MOVED = {"forward": 2, "both": 5}  # tensors; one more each where a residual is added
@@ -259,12 +259,16 @@ def _cell(row: Row) -> str:
     return f"{times} ({' / '.join(f'{100 * one:.0f}' for one in row.shares.values())} %)"
 
 
-def report(out: pathlib.Path | None, frameworks: Sequence[str], tiny: bool = False) -> str:
+def report(
+    out: pathlib.Path | None, frameworks: Sequence[str], tiny: bool = False, force: bool = False
+) -> str:
     """Time everything, print the tables, and write speed.json and speed.md into a folder.
 
     Raises:
-        InputError: no framework finds a GPU.
+        InputError: no framework finds a GPU, or there are such files and not `force`.
     """
+    if out is not None:
+        check_folder(out, [out / "speed.json", out / "speed.md"], force)
     if not tiny:
         frameworks = [name for name in frameworks if _finds_gpu(name)]
         if not frameworks:
@@ -281,6 +285,7 @@ def report(out: pathlib.Path | None, frameworks: Sequence[str], tiny: bool = Fal
             text += f"\n### {title}\n\n" + _listed(facts[title])
     print(text)
     if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
         write(out / "speed.json", json.dumps(facts, indent=1))
         write(out / "speed.md", text)
     return text

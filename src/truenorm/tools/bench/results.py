@@ -12,7 +12,7 @@ from truenorm.tools.bench.candidates import FUNCTION, TRUENORM, YARDSTICK, like
 from truenorm.tools.bench.cases import PASSES, Case
 from truenorm.tools.bench.measure import Spread
 from truenorm.tools.figures import COLOURS, MARKERS
-from truenorm.tools.writing import checked_path, write
+from truenorm.tools.writing import write
 
 # Memory traffic that the pass cannot do without, in tensors of x's size: x, y; and dy, x, dx.
 TRAFFIC = {"forward": 2, "forward+backward": 5}
@@ -186,18 +186,6 @@ class Results:
 def files(folder: pathlib.Path, backend: str) -> tuple[pathlib.Path, pathlib.Path]:
     """The JSON file and the plot of a backend."""
     return folder / f"bench-{backend}.json", folder / f"bench-{backend}.png"
-
-
-def check_folder(folder: pathlib.Path, backend: str, force: bool) -> None:
-    """Raise InputError unless the files of a backend can be written there."""
-    checked_path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{str(folder)!r} is a file; name a folder for the results.")
-    for file in files(folder, backend):
-        if file.exists() and not force:
-            raise InputError(
-                f"{str(file)!r} exists; name another folder, or overwrite it with --force."
-            )
 
 
 def _yardsticks(row: Row, name: str) -> float:
