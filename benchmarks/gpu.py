@@ -283,7 +283,7 @@ def numbers(arguments):
     if "torch" in arguments.frameworks:
         rows += torch_checks()
     if "jax" in arguments.frameworks:
-        alone = [task for task in tasks if "residual" not in task[1] or not task[1]["residual"]]
+        alone = [task for task in tasks if not task[1].get("residual")]
         wanted = [task for task in alone if task[1].get("dtype", "float32") in DTYPES[:2]]
         with concurrent.futures.ProcessPoolExecutor(min(workers, 4), context) as pool:
             rows += pool.map(jax_numbers, wanted)

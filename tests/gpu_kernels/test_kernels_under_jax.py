@@ -74,15 +74,22 @@ def stand_in(monkeypatch):
     jax_kernels.unavailable.cache_clear()
 
 
+@pytest.fixture
+def small_samples_are_split(monkeypatch):
+    monkeypatch.setattr(plan, "SPLIT_ABOVE", 64)
+    monkeypatch.setattr(plan, "SPLIT_TO", 32)
+    monkeypatch.setattr(plan, "MOST_CHUNKS", 3)
+    launch.make.cache_clear()
+    yield
+    launch.make.cache_clear()
+
+
 @pytest.mark.parametrize("split", [False, True], ids=["", "split"])
 @pytest.mark.parametrize("way", WAYS)
-def test_forward_and_backward(way, split, monkeypatch):
+def test_forward_and_backward(way, split, request):
     case = WAYS[way]
     if split:
-        monkeypatch.setattr(plan, "SPLIT_ABOVE", 64)
-        monkeypatch.setattr(plan, "SPLIT_TO", 32)
-        monkeypatch.setattr(plan, "MOST_CHUNKS", 3)
-    launch.make.cache_clear()
+        request.getfixturevalue("small_samples_are_split")
     rng = np.random.default_rng(0)
     view = case.view.vary_over(0) if case.per_sample else case.view
     call = Call(view, case.centered, EPSILON)
@@ -95,7 +102,6 @@ def test_forward_and_backward(way, split, monkeypatch):
     assert statistics.shape == shape
     operands = map(jnp.asarray, (x, gamma, dy))
     dx, dgamma, dbeta = engine._backward(*operands, statistics, call=call, lead=1)
-    launch.make.cache_clear()
     assert started  # not the plain formula
     expected = Expected(case, x, gamma, beta)
     errors = {"y": expected.forward_error(np.asarray(y))}
@@ -175,23 +181,35 @@ def test_the_front_under_jit(way, activation, residual, dtype, cpu_is_a_gpu):
     found = both(front(way, activation, residual))
     names = set(started)
     wanted = both(front(way, activation, residual, "plain"))
-    kinds = {"held_forward", "held_backward"}
-    assert names == (kinds if way != "columns" else {"looped_forward", "looped_backward"})
+    kind = "looped" if way == "columns" else "held"
+    assert names == {f"{kind}_sum" if residual else f"{kind}_forward", f"{kind}_backward"}
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         assert a.dtype == b.dtype
         close = {"rtol": 2e-5, "atol": 2e-5} if dtype == "float32" else {"rtol": 0.03, "atol": 0.06}
         np.testing.assert_allclose(np.float32(a), np.float32(b), **close)
 
 
+@pytest.mark.parametrize("way", ["columns", "wide rows"])
+def test_a_residual_of_split_samples(way, small_samples_are_split, cpu_is_a_gpu):
+    x, gamma, beta, other, _ = operands(way)
+    found = jax.jit(front(way, "silu", True))(x, gamma, beta, other)
+    assert started == ["looped_sum"] * 2
+    wanted = front(way, "silu", True, "plain")(x, gamma, beta, other)
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("residual", [False, True], ids=["", "residual"])
 @pytest.mark.parametrize("way", ["rows", "columns"])
-def test_other_derivatives_of_a_fused_activation(way, cpu_is_a_gpu):
+def test_other_derivatives_of_what_is_fused(way, residual, cpu_is_a_gpu):
     """Forward mode, the gradient of the gradient, and vmap are the plain formula's."""
-    x, gamma, beta, _, dy = operands(way)
-    fused, plain = (front(way, "silu", implementation=name) for name in (None, "plain"))
+    x, gamma, beta, other, dy = operands(way)
+    fused, plain = (front(way, "silu", residual, name) for name in (None, "plain"))
 
     def each(function):
         def y(x, gamma, beta):
-            return function(x, gamma, beta, None)
+            found = function(x, gamma, beta, other * 2 * x if residual else None)
+            return found[0] * (1 + found[1]) if residual else found
 
         def squared(x, gamma, beta):
             dx = jax.grad(lambda x: (y(x, gamma, beta) * dy).sum())(x)

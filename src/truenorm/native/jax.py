@@ -99,22 +99,12 @@ def normalize(
     return reason if reason is not None else bind(call, x, gamma, beta)
 
 
-def bind(
-    call: Call,
-    x: jax.Array,
-    gamma: jax.Array | None,
-    beta: jax.Array | None,
-    forward: Any = None,
-) -> jax.Array:
-    """y by the primitives, which become kernels where XLA compiles for a device that has them.
-
-    `forward` is another function than `jax_primitives.forward` of the ordered operands.
-    """
-    how, ordered = _ordered(call)
-    gamma, beta = _parameters(call, x, gamma, beta, how)
+def bind(call: Call, x: jax.Array, gamma: jax.Array | None, beta: jax.Array | None) -> jax.Array:
+    """y by the primitives, which become kernels where XLA compiles for a device that has them."""
+    how, inside = ordered(call)
+    gamma, beta = parameters(call, x, gamma, beta, how)
     x = x.transpose(how.order) if how.permutes else x
-    forward = forward or jax_primitives.forward
-    y, _ = forward(ordered, int(call.view.has_samples), x, gamma, beta)
+    y, _ = jax_primitives.forward(inside, int(call.view.has_samples), x, gamma, beta)
     return y.transpose(how.inverse) if how.permutes else y
 
 
@@ -123,10 +113,10 @@ def moments(call: Call, x: jax.Array, mask: jax.Array | None = None) -> Statisti
     reason = _reason(x, mask) or _split(x)
     if reason is not None:
         return reason
-    how, ordered = _ordered(dataclasses.replace(call, epsilon=0.0))
+    how, inside = ordered(dataclasses.replace(call, epsilon=0.0))
     _, r0, _, r1 = call.view.sizes(x.shape)
     x = x.transpose(how.order) if how.permutes else x
-    mean, rest, variance = jax_halves.moments(ordered, x)
+    mean, rest, variance = jax_halves.moments(inside, x)
     return Statistics(mean, rest, variance, jnp.full_like(variance, r0 * r1))
 
 
@@ -142,8 +132,8 @@ def apply(
     reason = _reason(x, mask) or _split(x)
     if reason is not None:
         return reason
-    how, ordered = _ordered(dataclasses.replace(call, epsilon=0.0))
-    gamma, beta = _parameters(call, x, gamma, beta, how)
+    how, inside = ordered(dataclasses.replace(call, epsilon=0.0))
+    gamma, beta = parameters(call, x, gamma, beta, how)
     mean, rest, variance = (one.astype(_compute_dtype(x)) for one in statistics[:3])
     power = variance + call.epsilon
     if call.centered:
@@ -152,7 +142,7 @@ def apply(
     else:
         mean = rest = jnp.zeros_like(power)
     x = x.transpose(how.order) if how.permutes else x
-    y = jax_halves.apply(ordered, x, gamma, beta, mean, rest, power)
+    y = jax_halves.apply(inside, x, gamma, beta, mean, rest, power)
     return y.transpose(how.inverse) if how.permutes else y
 
 
@@ -163,13 +153,13 @@ def _split(x: Any) -> str | None:
     return None
 
 
-def _ordered(call: Call) -> tuple[Recipe, Call]:
+def ordered(call: Call) -> tuple[Recipe, Call]:
     """The recipe, and the call for x in its order."""
     how = recipe(call.view)
     return how, dataclasses.replace(call, view=call.view.permuted(how.order))
 
 
-def _parameters(
+def parameters(
     call: Call, x: jax.Array, gamma: jax.Array | None, beta: jax.Array | None, how: Recipe
 ) -> tuple[jax.Array, jax.Array]:
     """gamma and beta, or ones and zeros, in the compute dtype and in the recipe's order."""

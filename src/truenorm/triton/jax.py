@@ -2,8 +2,8 @@
 
 The primitives of `native/jax_primitives.py`, with their rules, are those of the CPU kernels: where
 XLA compiles for a CUDA device, they become the kernels of this package, through jax-triton, and the
-plain formula where that is missing or the kernels do not read the call. With an activation they are
-those of `jax_fused.py`. A residual is left to XLA, which adds it where it makes x.
+plain formula where that is missing or the kernels do not read the call. With an activation or a
+residual they are those of `jax_fused.py`.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from truenorm.native import jax_primitives
 from truenorm.triton import FUSES, jax_fused, jax_kernels
 
 name = "triton"
-fuses = FUSES - {"residual"}
+fuses = FUSES
 unavailable = jax_kernels.unavailable
 
 _HALVES = "the GPU kernels compute both halves in one"
@@ -29,8 +29,8 @@ def normalize(
     beta: jax.Array | None,
     mask: jax.Array | None = None,
     epsilon: jax.Array | None = None,
-    residual: None = None,
-) -> jax.Array | str:
+    residual: jax.Array | None = None,
+) -> Any:
     """As `core.engine.normalize`, through the primitives, or why not."""
     reason = unavailable() or cpu.refused(x, mask, epsilon)
     if reason is not None:
@@ -39,11 +39,13 @@ def normalize(
         return f"x is on {x.devices()}; the GPU kernels serve arrays on GPUs"
     if cpu.unavailable() is not None:
         return "the kernels for CPUs, which the primitives become there, are missing"
-    return cpu.bind(call, x, gamma, beta, _fused if call.activation else None)
-
-
-def _fused(call: Call, lead: int, x: jax.Array, gamma: jax.Array, beta: jax.Array) -> Any:
-    return jax_fused.forward(call, x, gamma, beta), None
+    if call.activation is None and residual is None:
+        return cpu.bind(call, x, gamma, beta)
+    how, ordered = cpu.ordered(call)
+    gamma, beta = cpu.parameters(call, x, gamma, beta, how)
+    given = [one.transpose(how.order) for one in (x, residual) if one is not None]
+    found = jax_fused.forward(ordered, given[0], gamma, beta, *given[1:])
+    return jax.tree.map(lambda one: one.transpose(how.inverse), found)
 
 
 def moments(call: Call, x: jax.Array, mask: jax.Array | None = None) -> str:

@@ -1,12 +1,13 @@
-"""A normalization and its activation as one primitive of JAX, for GPUs.
+"""A normalization with its residual and its activation as one primitive of JAX, for GPUs.
 
     forward(x, gamma, beta) -> y, statistics
-    tangent(x, gamma, beta, statistics; dx, dgamma, dbeta) -> dy      linear in the last three
-    backward(x, gamma, beta, dy, statistics) -> dx, dgamma, dbeta     the transpose of `tangent`
+    forward(x, gamma, beta, residual) -> y, statistics, s             s = x + residual
+    tangent(s, gamma, beta, statistics; ds, dgamma, dbeta) -> dy      linear in the last three
+    backward(s, gamma, beta, dy, statistics) -> ds, dgamma, dbeta     the transpose of `tangent`
 
 As those of `native/jax_primitives.py`, but the gradient of the activation asks for beta too. Where
 XLA compiles for one CUDA device they become kernels; elsewhere, on several devices, under vmap, in
-exported programs and for higher derivatives they are the plain formula and the activation.
+exported programs and for higher derivatives they are the plain formula and what stands around it.
 """
 
 import functools
@@ -19,7 +20,7 @@ from jax.interpreters import ad, batching, mlir
 from jax.sharding import PartitionSpec
 
 from truenorm.arrays import jax as arrays
-from truenorm.core.activation import HALF, activate
+from truenorm.core.activation import HALF, activate, add
 from truenorm.core.call import Call
 from truenorm.core.plain import Plain
 from truenorm.native.jax_primitives import bind, implement
@@ -37,10 +38,11 @@ for _primitive in (forward_p, backward_p, tangent_p):
     implement(_primitive)
 
 
-def forward(call: Call, x: jax.Array, gamma: jax.Array, beta: jax.Array) -> jax.Array:
-    """The activated y; gamma and beta are of the dtype of the math."""
-    y: jax.Array = bind(forward_p, x, gamma, beta, call=call)[0]
-    return y
+def forward(call: Call, x: Any, gamma: Any, beta: Any, residual: Any = None) -> Any:
+    """The activated y, and s where there is a residual; gamma and beta are of the math's dtype."""
+    operands = (x, gamma, beta) if residual is None else (x, gamma, beta, residual)
+    y, _, *s = bind(forward_p, *operands, call=call)
+    return (y, *s) if s else y
 
 
 # --- types
@@ -52,10 +54,10 @@ def _groups(call: Call, x: Any) -> int:
 
 
 @forward_p.def_abstract_eval
-def _(x: Any, gamma: Any, beta: Any, *, call: Call) -> Any:
+def _(x: Any, gamma: Any, beta: Any, *residual: Any, call: Call) -> Any:
     shape = (_groups(call, x), 3)
     whole = x.sharding.update(spec=PartitionSpec(None, None))
-    return [x, x.update(shape=shape, dtype=gamma.dtype, sharding=whole)]
+    return [x, x.update(shape=shape, dtype=gamma.dtype, sharding=whole), *residual]
 
 
 @backward_p.def_abstract_eval
@@ -82,9 +84,11 @@ def _function(call: Call) -> Any:
     return function
 
 
-def _plain_forward(x: Any, gamma: Any, beta: Any, *, call: Call) -> Any:
+def _plain_forward(x: Any, gamma: Any, beta: Any, *residual: Any, call: Call) -> Any:
+    s = tuple(add(arrays, x, one) for one in residual)
     # Nobody reads the statistics: the plain gradient takes its own.
-    return _function(call)(x, gamma, beta), jnp.zeros((_groups(call, x), 3), gamma.dtype)
+    statistics = jnp.zeros((_groups(call, x), 3), gamma.dtype)
+    return _function(call)(*s or (x,), gamma, beta), statistics, *s
 
 
 def _plain_backward(x: Any, gamma: Any, beta: Any, dy: Any, statistics: Any, *, call: Call) -> Any:
@@ -100,10 +104,10 @@ def _plain_tangent(
 # --- lowering
 
 
-def _forward(x: Any, gamma: Any, beta: Any, *, call: Call) -> Any:
-    shapes = (jax.typeof(x), jax.ShapeDtypeStruct((_groups(call, x), 3), gamma.dtype))
-    found = jax_kernels.forward(call, x, gamma, beta, shapes)
-    return _plain_forward(x, gamma, beta, call=call) if found is None else found
+def _forward(x: Any, gamma: Any, beta: Any, *residual: Any, call: Call) -> Any:
+    shapes = (x, jax.ShapeDtypeStruct((_groups(call, x), 3), gamma.dtype), *residual)
+    found = jax_kernels.forward(call, x, gamma, beta, shapes, *residual)
+    return _plain_forward(x, gamma, beta, *residual, call=call) if found is None else found
 
 
 def _backward(x: Any, gamma: Any, beta: Any, dy: Any, statistics: Any, *, call: Call) -> Any:
@@ -141,10 +145,15 @@ lower_for("cuda")
 
 
 def _forward_jvp(primals: Any, tangents: Any, *, call: Call) -> Any:
-    y, statistics = forward_p.bind(*primals, call=call)
-    given = (ad.instantiate_zeros(one) for one in tangents)
-    dy = bind(tangent_p, *primals, statistics, *given, call=call)
-    return [y, statistics], [dy, ad.Zero(jax.typeof(statistics).to_tangent_aval())]
+    y, statistics, *s = forward_p.bind(*primals, call=call)
+    ds, dgamma, dbeta, *residual = (ad.instantiate_zeros(one) for one in tangents)
+    for one in residual:
+        ds = ds + one
+    normalized = s[0] if s else primals[0]
+    parameters = primals[1:3]
+    dy = bind(tangent_p, normalized, *parameters, statistics, ds, dgamma, dbeta, call=call)
+    constant = ad.Zero(jax.typeof(statistics).to_tangent_aval())
+    return [y, statistics, *s], [dy, constant, *([ds] if s else [])]
 
 
 def _tangent_jvp(primals: Any, tangents: Any, *, call: Call) -> Any:

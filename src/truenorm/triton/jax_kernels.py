@@ -57,19 +57,26 @@ def _start(
     )
 
 
-def forward(call: Call, x: Any, gamma: Any, beta: Any, results: Any) -> Any:
-    """y and the statistics, of the shapes and dtypes of `results`."""
+def forward(call: Call, x: Any, gamma: Any, beta: Any, results: Any, residual: Any = None) -> Any:
+    """y, the statistics and with a residual the sum, of the shapes and dtypes of `results`."""
     found = _launches(call, x)
     if found is None:
         return None
     inputs, absent = [x, gamma, beta], "residual total"
     if isinstance(found.plan, plan.Looped):
         inputs.append(jnp.zeros((found.parts or 1, 3), gamma.dtype))
-    if len(found.forward) == 2:
-        (inputs[3],) = _start(
-            found.forward[0], inputs, inputs[3:], f"statistics {absent}", writes=3
-        )
-    return tuple(_start(found.forward[-1], inputs, results, absent))
+    launches = found.forward
+    if residual is not None:
+        from truenorm.triton import jax_sums
+
+        looped = isinstance(found.plan, plan.Looped)
+        kernel = jax_sums.looped_sum if looped else jax_sums.held_sum
+        launches = [one._replace(kernel=kernel) for one in launches]
+        inputs, absent = [*inputs, residual], "total"
+    if len(launches) == 2:
+        (inputs[3],) = _start(launches[0], inputs, inputs[3:4], f"statistics {absent}", writes=3)
+    last = absent if residual is None else ""
+    return tuple(_start(launches[-1], inputs, results, last))
 
 
 def backward(call: Call, x: Any, gamma: Any, beta: Any, dy: Any, statistics: Any) -> Any:
