@@ -5,7 +5,7 @@ arguments:
 
     dtype shape cast reshape transpose pad broadcast_to
     sum square sqrt isfinite where logical_and logical_not logical_or
-    zeros_like stop_gradient is_tensor
+    zeros_like stack concatenate stop_gradient is_tensor
     sigmoid erf
 
 where `is_tensor` tells a size that is known when it runs from an integer; where sizes can be such

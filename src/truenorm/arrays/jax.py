@@ -7,6 +7,7 @@ from jax.lax import erf, stop_gradient
 from jax.nn import sigmoid
 from jax.numpy import (
     broadcast_to,
+    concatenate,
     isfinite,
     logical_and,
     logical_not,
@@ -15,6 +16,7 @@ from jax.numpy import (
     reshape,
     sqrt,
     square,
+    stack,
     sum,
     transpose,
     where,
@@ -24,6 +26,7 @@ from jax.numpy import (
 __all__ = [
     "broadcast_to",
     "cast",
+    "concatenate",
     "dtype",
     "erf",
     "is_tensor",
@@ -37,6 +40,7 @@ __all__ = [
     "sigmoid",
     "sqrt",
     "square",
+    "stack",
     "stop_gradient",
     "sum",
     "transpose",

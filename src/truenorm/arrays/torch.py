@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import (
     Tensor,
+    concatenate,
     erf,
     isfinite,
     logical_and,
@@ -14,12 +15,14 @@ from torch import (
     sigmoid,
     sqrt,
     square,
+    stack,
     zeros_like,
 )
 
 __all__ = [
     "broadcast_to",
     "cast",
+    "concatenate",
     "dtype",
     "erf",
     "is_tensor",
@@ -34,6 +37,7 @@ __all__ = [
     "sigmoid",
     "sqrt",
     "square",
+    "stack",
     "stop_gradient",
     "sum",
     "transpose",

@@ -15,6 +15,8 @@ after the engine, except what its `fuses` names, a frozenset of "residual" and o
 engine need not have it). Such an engine gets a call with that, and is called
 
     normalize(call, x, gamma, beta, mask, epsilon, residual)     y, or (y, s) with a residual
+
+`apply` never gets such a call.
 """
 
 import contextlib
@@ -23,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from truenorm.core.activation import HALF, activate, add
-from truenorm.core.call import Call
+from truenorm.core.call import Call, Statistics
 from truenorm.core.errors import brief
 
 Tensor = Any
@@ -125,9 +127,35 @@ def normalize(
         )
     if call.alone is None:  # it has neither a residual nor an activation
         return compute(front, implementation, "normalize", call, x, gamma, beta, mask, epsilon)
-    around = _Around(front.arrays, call, x, residual)
+    around = _Around(front.arrays, "normalize", call, x, residual)
+    return _completed(front, implementation, around, gamma, beta, mask, epsilon)
+
+
+def apply(
+    front: Front,
+    implementation: str | None,
+    call: Call,
+    x: Tensor,
+    statistics: Statistics,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    mask: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Any:
+    """As `normalize`, with statistics that are given: one number for each group, flat.
+
+    gamma and beta are of the same rank.
+    """
+    if call.alone is None:
+        operands = (statistics, gamma, beta, mask)
+        return compute(front, implementation, "apply", call, x, *operands)
+    around = _Around(front.arrays, "apply", call, x, residual)
+    return _completed(front, implementation, around, statistics, gamma, beta, mask)
+
+
+def _completed(front: Front, implementation: str | None, around: Any, *operands: Any) -> Any:
     front = Front(front.arrays, [_Completed(engine, around) for engine in front.engines])
-    return compute(front, implementation, "normalize", gamma, beta, mask, epsilon)
+    return compute(front, implementation, "computed", *operands)
 
 
 def compute(front: Front, implementation: str | None, step: str, *operands: Any) -> Any:
@@ -150,10 +178,16 @@ def compute(front: Front, implementation: str | None, step: str, *operands: Any)
 
 
 class _Around:
-    """A call with a residual or an activation, and its x; each step is taken at most once."""
+    """A call with a residual or an activation, and its x; each step is taken at most once.
 
-    def __init__(self, arrays: Any, call: Call, x: Tensor, residual: Tensor | None) -> None:
+    `step` is the name of the engine's function that stands between them.
+    """
+
+    def __init__(
+        self, arrays: Any, step: str, call: Call, x: Tensor, residual: Tensor | None
+    ) -> None:
         self.arrays = arrays
+        self.step = step
         self.call = call
         self.x = x
         self.residual = residual
@@ -177,35 +211,34 @@ class _Around:
 
 
 class _Completed:
-    """An engine with what it does not fuse: one step after the other, around its `normalize`."""
+    """An engine with what it does not fuse: one step after the other, around its own."""
 
     def __init__(self, engine: Any, around: _Around) -> None:
         self.engine = engine
         self.around = around
         self.name = engine.name
 
-    def normalize(
-        self, gamma: Tensor | None, beta: Tensor | None, mask: Tensor | None, epsilon: Tensor | None
-    ) -> Any:
+    def computed(self, *operands: Any) -> Any:
         """The result of the whole call, or the engine's reason."""
-        around, fuses = self.around, getattr(self.engine, "fuses", ())
+        around = self.around
+        fuses = getattr(self.engine, "fuses", ()) if around.step == "normalize" else ()
+        compute = getattr(self.engine, around.step)
         arrays, call, x, s = around.arrays, around.call, around.x, around.residual
         activation = None if call.activation in fuses else call.activation
         # An activation that follows in half precision needs a y, and so an x, in float32.
         widened = activation is not None and around.dtype in HALF
         adds = s is not None and "residual" in fuses and not widened
-        operands = (gamma, beta, mask, epsilon)
         if not adds:
             x = s = around.summed()
         if not adds and activation is call.activation:  # it fuses nothing here
             x = around.widened() if widened else x
-            result = self.engine.normalize(call.alone, x, *operands)
+            result = compute(call.alone, x, *operands)
         else:
             asked = Call(
                 call.view, call.centered, call.epsilon,
                 None if activation is not None else call.activation, adds,
             )  # fmt: skip
-            result = self.engine.normalize(asked, x, *operands, around.residual if adds else None)
+            result = compute(asked, x, *operands, around.residual if adds else None)
         if isinstance(result, str):
             return result
         y, s = result if adds else (result, s)
