@@ -137,7 +137,7 @@ def prepare(
         TypeError: an axis, or the number of groups, is not an integer.
     """
     epsilon = check_epsilon(epsilon, names.epsilon)
-    if kind.axis_is == "channels":
+    if kind.axis_is == "channels" and kind.name != "batch":  # whose channels may be several axes
         axis = check_single_axis(axis)
     if kind.groups:
         groups = check_group_count(groups, names.groups)
@@ -152,6 +152,39 @@ def prepare(
     if any(rank > len(view.parameter_axes) for rank in ranks):
         view = view.vary_over(0)
     return Call(view, kind.centered, epsilon)
+
+
+def check_moving(
+    call: Call, shape: Shape, given: dict[str, Shape | None], needed: bool, name: str = "x"
+) -> None:
+    """Raise ValueError unless both moving statistics fit x of this shape, or there are none.
+
+    `given` are their names and shapes; `needed` says that there must be some.
+    """
+    missing = [one for one, size in given.items() if size is None]
+    if missing and (needed or len(missing) < len(given)):
+        raise ValueError(
+            f"{' and '.join(missing)} must not be None where the moving statistics are used; "
+            f"expected the shape {brief(call.view.parameter_shape(shape))}."
+        )
+    for statistic, size in given.items():
+        if size is not None:
+            _check_parameter(statistic, call.view, shape, size, name)
+
+
+def check_virtual(size: Any, name: str = "virtual_batch_size") -> int | None:
+    """Return the samples of a virtual batch as given, or raise unless None or 1 and more."""
+    if size is None:
+        return None
+    try:
+        if isinstance(size, bool):
+            raise TypeError
+        count = operator.index(size)
+    except TypeError:
+        raise TypeError(f"{name}={brief(size)} must be an integer, or None.") from None
+    if count < 1:
+        raise ValueError(f"{name}={brief(size)} must be 1 or more, or None for the whole batch.")
+    return count
 
 
 def check_residual(

@@ -21,15 +21,17 @@ from torch import Tensor
 
 from truenorm import native, triton
 from truenorm.arrays import torch as arrays
-from truenorm.core import arguments, engine
+from truenorm.core import arguments, batch, engine
 from truenorm.core import tlu as thresholded
-from truenorm.core.call import Call
+from truenorm.core.call import Call, Statistics
 from truenorm.core.kinds import KINDS
 from truenorm.core.plain import Plain
 from truenorm.core.view import canonical_axes
 from truenorm.native.torch_cache import remembered
+from truenorm.torch import synchronized
 
 __all__ = [
+    "batch_norm",
     "filter_response_norm",
     "group_norm",
     "instance_norm",
@@ -91,6 +93,112 @@ def group_norm(
     )  # fmt: skip
 
 
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float | Tensor = 0.1,
+    eps: float = 1e-5,
+    *,
+    axis: int | Sequence[int] = 1,
+    virtual_batch_size: int | None = None,
+    renorm: batch.Renorm | None = None,
+    unbiased: bool = True,
+    synchronize: bool = False,
+    process_group: Any = None,
+    mask: Tensor | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    implementation: str | None = None,
+) -> Result:
+    """Normalize each channel over the batch (Ioffe and Szegedy, 2015, arXiv:1502.03167).
+
+    Args:
+        input: float tensor (N, C, ...).
+        running_mean, running_var: (C,); training moves them in place, inference uses them.
+        weight: (C,); None is one.
+        bias: shaped like weight; None is zero.
+        training: use the statistics of the batch, and move the running ones where there are some.
+        momentum: the share of the batch in the running statistics, a number or a tensor of one.
+        eps: added to the variance, in units of the input squared; not negative.
+        axis: the channel axis, or several, of whose sizes the parameters then are.
+        virtual_batch_size: take statistics over so many samples in turn, and over what is left;
+            the running ones move by their average (Hoffer et al., 2017, arXiv:1705.08741).
+        renorm: the correction of batch renormalization (Ioffe, 2017, arXiv:1702.03275).
+        unbiased: the running variance is that with n - 1 in the denominator, as in torch.nn.
+        synchronize: take statistics over all processes of torch.distributed, where there are
+            several; their batches may differ in size, also to nothing.
+        process_group: those processes alone; None is all.
+        mask: as in `group_norm`, in training. A batch that it hides whole moves nothing.
+        activation, residual, implementation: as in `group_norm`.
+
+    Returns, raises: as `group_norm`; and
+        ValueError: training with one value for each channel, or running statistics are needed and
+            missing, or of another shape, or virtual batches are asked for of all processes.
+    """
+    call, mask = _checked(
+        "batch", input, weight, bias, mask, axis, None, None, eps, activation, residual
+    )
+    running = {"running_mean": running_mean, "running_var": running_var}
+    shapes = {name: None if one is None else tuple(one.shape) for name, one in running.items()}
+    arguments.check_moving(call, input.shape, shapes, not training, _NAMES.x)
+    if not training:
+        operands = (input, running_mean, running_var, weight, bias, residual)
+        return batch.infer(FRONT, implementation, call, *operands)
+    virtual = arguments.check_virtual(virtual_batch_size)
+    gather: batch.Gather | None = None
+    if synchronize and synchronized.processes(process_group) > 1:
+        if virtual is not None:
+            raise ValueError(
+                f"virtual_batch_size={virtual} and synchronize=True contradict each other: "
+                "statistics are over less than the batch, or over more; choose one."
+            )
+
+        def gather(t: Tensor) -> Tensor:
+            return synchronized.gather(t, process_group)
+
+    else:
+        _check_several(call, input, virtual)
+    y, statistics = batch.train(
+        FRONT, implementation, call, input, weight, bias, mask, residual,
+        gather=gather, virtual=virtual, renorm=renorm,
+    )  # fmt: skip
+    _move(running_mean, running_var, statistics, momentum, unbiased)
+    return y
+
+
+def _check_several(call: Call, input: Tensor, virtual: int | None) -> None:
+    """Raise ValueError where a batch, virtual or not, has one value for each channel."""
+    rows = input.shape[0]
+    _, r0, _, r1 = call.view.sizes(input.shape)
+    count = r0 * r1
+    if virtual is not None and rows and count == rows and 1 in (virtual, rows % virtual):
+        raise ValueError(
+            f"virtual_batch_size={virtual} leaves one value for each channel of an input of shape "
+            f"{tuple(input.shape)} in a virtual batch, whose variance is zero; choose another."
+        )
+    if count == 1:
+        raise ValueError(
+            "Expected more than 1 value per channel when training, got input of shape "
+            f"{tuple(input.shape)}: its variance is zero. Pass larger batches, or call eval()."
+        )
+
+
+def _move(
+    mean: Tensor | None, var: Tensor | None, statistics: Statistics, share: Any, unbiased: bool
+) -> None:
+    """Move running statistics, where there are some, in place."""
+    if mean is None or var is None:
+        return
+    with torch.no_grad():
+        found = batch.moved(arrays, mean, var, statistics, share, unbiased)
+        mean.copy_(found[0])
+        var.copy_(found[1])
+
+
 def instance_norm(
     input: Tensor,
     running_mean: Tensor | None = None,
@@ -98,7 +206,7 @@ def instance_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     use_input_stats: bool = True,
-    momentum: float = 0.1,
+    momentum: float | Tensor = 0.1,
     eps: float = 1e-5,
     *,
     axis: int = 1,
@@ -109,22 +217,41 @@ def instance_norm(
 ) -> Result:
     """Normalize each channel of each sample by itself (Ulyanov et al., 2016, arXiv:1607.08022).
 
-    The arguments have torch.nn.functional's order. Statistics are the input's own: running ones
-    are refused. The others are those of `group_norm`, and so are the result and the errors.
+    Args:
+        input, weight, bias, eps, axis, mask, activation, residual, implementation: as in
+            `group_norm`.
+        running_mean, running_var: (C,); moved in place by the average of the samples' statistics,
+            the variances with n - 1 in the denominator, as in torch.nn.
+        use_input_stats: normalize with the input's statistics; else with the running ones.
+        momentum: the share of the input in the running statistics.
 
-    Raises:
-        NotImplementedError: running statistics are given, or use_input_stats is False.
+    Returns, raises: as `group_norm`; and
+        ValueError: running statistics are needed and missing, or of another shape.
     """
-    if running_mean is not None or running_var is not None or not use_input_stats:
-        raise NotImplementedError(
-            "running_mean, running_var and use_input_stats=False: truenorm's instance "
-            "normalization takes the statistics of its input, and has no running ones yet; use "
-            "torch.nn.functional.instance_norm for those."
-        )
-    return _compute(
-        "instance", input, weight, bias, mask, axis, -1, None, eps, implementation,
+    running = {"running_mean": running_mean, "running_var": running_var}
+    if use_input_stats and running_mean is None and running_var is None:
+        return _compute(
+            "instance", input, weight, bias, mask, axis, -1, None, eps, implementation,
+            activation, residual,
+        )  # fmt: skip
+    kind = "instance" if use_input_stats else "batch"
+    call, mask = _checked(
+        kind, input, weight, bias, mask, axis, -1 if use_input_stats else None, None, eps,
         activation, residual,
     )  # fmt: skip
+    shapes = {name: None if one is None else tuple(one.shape) for name, one in running.items()}
+    arguments.check_moving(call, input.shape, shapes, not use_input_stats, _NAMES.x)
+    if not use_input_stats:
+        operands = (input, running_mean, running_var, weight, bias, residual)
+        return batch.infer(FRONT, implementation, call, *operands)
+    y, statistics = batch.train(FRONT, implementation, call, input, weight, bias, mask, residual)
+    k0, _, k1, _ = call.view.sizes(input.shape)
+    samples = Statistics(*(one.reshape(k0, k1) for one in statistics))
+    count = samples.count
+    variance = samples.variance * (count / torch.where(count > 1, count - 1, 1.0))
+    average = batch.averaged(arrays, samples._replace(variance=variance))
+    _move(running_mean, running_var, average, momentum, unbiased=False)
+    return y
 
 
 def layer_norm(
@@ -264,6 +391,28 @@ def _compute(
     learned_eps: Tensor | None = None,
 ) -> Result:
     """Check the tensors, prepare the call, and compute it."""
+    call, mask = _checked(
+        name, input, weight, bias, mask, axis, groups, normalized_shape, eps, activation, residual
+    )
+    return engine.normalize(
+        FRONT, implementation, call, input, weight, bias, mask, learned_eps, residual
+    )
+
+
+def _checked(
+    name: str,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    axis: int | Sequence[int] | None,
+    groups: int | None,
+    normalized_shape: int | Sequence[int] | None,
+    eps: float,
+    activation: str | None,
+    residual: Tensor | None,
+) -> tuple[Call, Tensor | None]:
+    """The call, once the tensors are checked, and the mask as engines take it."""
     # The looks of _check_tensor, here without a call of it for each.
     if not (isinstance(input, Tensor) and input.is_floating_point()):
         _check_tensor("input", input)
@@ -294,9 +443,7 @@ def _compute(
         added = None if residual is None else (residual.shape, arrays.dtype(residual))
         x = input.shape, arrays.dtype(input)
         call = _surrounded(call, activation, added, x, _NAMES.x)
-    return engine.normalize(
-        FRONT, implementation, call, input, weight, bias, mask, learned_eps, residual
-    )
+    return call, mask
 
 
 @remembered
