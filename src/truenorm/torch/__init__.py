@@ -4,6 +4,7 @@ It needs torch and NumPy, and no Keras. `replace` changes the normalizations of 
 """
 
 from truenorm.torch import functional
+from truenorm.torch.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm
 from truenorm.torch.modules import (
     TLU,
     FilterResponseNorm,
@@ -18,6 +19,9 @@ from truenorm.torch.replace import Replacement, Report, replace
 
 __all__ = [
     "TLU",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
     "FilterResponseNorm",
     "GroupNorm",
     "InstanceNorm1d",
@@ -27,6 +31,7 @@ __all__ = [
     "RMSNorm",
     "Replacement",
     "Report",
+    "SyncBatchNorm",
     "functional",
     "replace",
 ]

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from truenorm.core import arguments, engine
 
@@ -11,6 +11,7 @@ class Base:
     """What the modules share: options, repr, and parameters of the first input's sizes."""
 
     _names: tuple[str, ...] = ("weight", "bias")
+    _running: tuple[str, ...] = ()  # the buffers of their sizes
     _default_axis: int | None = 1
     activation: str | None = None  # also of modules that were pickled before there was one
 
@@ -34,18 +35,18 @@ class Base:
         )
 
     def _make_lazy(self, device: Any, dtype: Any) -> None:
-        """Put uninitialized parameters in the place of those there are."""
-        for name in self._names:
-            if getattr(self, name) is not None:
-                options = {"device": device, "dtype": dtype}
-                setattr(self, name, UninitializedParameter(**options))
+        """Put uninitialized parameters and buffers in the place of those there are."""
+        options = {"device": device, "dtype": dtype}
+        kinds = ((self._names, UninitializedParameter), (self._running, UninitializedBuffer))
+        for names, kind in kinds:
+            for name in names:
+                if getattr(self, name) is not None:
+                    setattr(self, name, kind(**options))
 
     def _materialize(self, sizes: tuple[int, ...]) -> None:
-        """Give uninitialized parameters these sizes, and their first values."""
+        """Give what is uninitialized these sizes, and its first values."""
         lazy = [
-            one
-            for name in self._names
-            if isinstance(one := getattr(self, name), UninitializedParameter)
+            one for name in (*self._names, *self._running) if is_lazy(one := getattr(self, name))
         ]
         for one in lazy:
             one.materialize(sizes)
@@ -53,11 +54,16 @@ class Base:
             self.reset_parameters()  # type: ignore[attr-defined]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        for name in self._names:
+        for name in (*self._names, *self._running):
             given = state_dict.get(prefix + name)
-            if given is not None and isinstance(getattr(self, name), UninitializedParameter):
+            if given is not None and is_lazy(getattr(self, name)):
                 getattr(self, name).materialize(given.shape)
         super()._load_from_state_dict(state_dict, prefix, *rest)  # type: ignore[misc]
+
+
+def is_lazy(one: Any) -> bool:
+    """Whether a parameter or a buffer has no sizes yet."""
+    return isinstance(one, (UninitializedParameter, UninitializedBuffer))
 
 
 def more(text: str, **options: tuple[Any, Any]) -> str:

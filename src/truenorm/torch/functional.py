@@ -245,8 +245,7 @@ def instance_norm(
         operands = (input, running_mean, running_var, weight, bias, residual)
         return batch.infer(FRONT, implementation, call, *operands)
     y, statistics = batch.train(FRONT, implementation, call, input, weight, bias, mask, residual)
-    k0, _, k1, _ = call.view.sizes(input.shape)
-    samples = Statistics(*(one.reshape(k0, k1) for one in statistics))
+    samples = Statistics(*(one.reshape(input.shape[0], -1) for one in statistics))
     count = samples.count
     variance = samples.variance * (count / torch.where(count > 1, count - 1, 1.0))
     average = batch.averaged(arrays, samples._replace(variance=variance))

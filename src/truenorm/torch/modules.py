@@ -234,9 +234,10 @@ class _InstanceNorm(Base):
     Args:
         num_features: C, of an input (N, C, ...) or (C, ...); None takes that of the first input.
         eps: added to the variance, in units of the input squared.
-        momentum: of the running statistics, which there are not.
+        momentum: the share of an input in the running statistics; None is nothing, as in torch.nn.
         affine: learn weight and bias, of shape (C,).
-        track_running_stats: must be False.
+        track_running_stats: keep the average of the samples' statistics in training, and use that
+            after `eval()`.
         device, dtype: of the parameters.
         bias: learn bias, where affine.
         axis: the channel axis of an input with a batch axis; -1 for (N, ..., C).
@@ -247,18 +248,23 @@ class _InstanceNorm(Base):
 
     Raises:
         ValueError: an argument does not fit.
-        NotImplementedError: track_running_stats is True.
     """
 
     weight: Any
     bias: Any
+    running_mean: Any
+    running_var: Any
+    momentum: float | None
     affine: bool
+    training: bool
+    track_running_stats: bool
+    _running = ("running_mean", "running_var")
 
     def __init__(
         self,
         num_features: int | None = None,
         eps: float = 1e-5,
-        momentum: float = 0.1,
+        momentum: float | None = 0.1,
         affine: bool = False,
         track_running_stats: bool = False,
         device: Any = None,
@@ -269,15 +275,10 @@ class _InstanceNorm(Base):
         activation: str | None = None,
         implementation: str | None = None,
     ) -> None:
-        if track_running_stats:
-            raise NotImplementedError(
-                "track_running_stats=True: truenorm's instance normalization takes the statistics "
-                "of its input, and has no running ones yet; use torch.nn's module for those."
-            )
         known = 1 if num_features is None else num_features
         options: Any = {} if bias else {"bias": False}  # which older versions of PyTorch have not
         super().__init__(  # type: ignore[call-arg]
-            known, eps, momentum, affine, False, device, dtype, **options
+            known, eps, momentum, affine, track_running_stats, device, dtype, **options
         )
         self._set_options(eps, arguments.check_single_axis(axis), activation, implementation)
         if num_features is None:
@@ -301,13 +302,15 @@ class _InstanceNorm(Base):
         if self.num_features is None:
             self.num_features = channels
             self._materialize((channels,))
-        if channels != self.num_features and self.affine:
+        if channels != self.num_features and (self.affine or self.track_running_stats):
             raise ValueError(
                 f"the input of shape {tuple(input.shape)} has {channels} channels in axis "
                 f"{self.axis}, but num_features is {self.num_features}."
             )
         y = functional.instance_norm(
-            batch, weight=self.weight, bias=self.bias, eps=self.eps,
+            batch, self.running_mean, self.running_var, self.weight, self.bias,
+            self.training or not self.track_running_stats,
+            0.0 if self.momentum is None else self.momentum, self.eps,
             axis=self.axis, mask=mask,
             activation=self.activation, residual=residual, implementation=self.implementation,
         )  # fmt: skip

@@ -13,7 +13,7 @@ from torch.nn import InstanceNorm1d, InstanceNorm3d
 from truenorm.core import arguments
 from truenorm.core.errors import brief
 from truenorm.core.kinds import KINDS
-from truenorm.torch import modules
+from truenorm.torch import batch_norm, modules
 
 Where = Callable[[str, nn.Module], bool]
 
@@ -28,7 +28,7 @@ _SAME: dict[type[nn.Module], type[nn.Module]] = {
         "LayerNorm",
         "RMSNorm",
     )
-}
+} | {getattr(nn, name): getattr(batch_norm, name) for name in batch_norm.__all__}
 _BATCH = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _KNOWN = (*_SAME, *_BATCH, nn.LocalResponseNorm)
 # What another kind can be made from: a module with one axis of channels, which is axis 1.
@@ -104,8 +104,8 @@ def replace(
 
     Args:
         model: any module; one that occurs in it several times is replaced by one.
-        to: None, "group", "instance", "layer" (over the channels of each place) or "rms" (the
-            same).
+        to: None, "group", "instance", "layer" (over the channels of each place), "rms" (the same),
+            or "sync_batch": batch normalization with the statistics of all processes.
         where: takes a module's name and the module, and tells whether it may be replaced.
         groups: for "group": how many, or -1 for one per channel; None is 32, or the most below that
             divide the channels with more than one channel in each.
@@ -119,7 +119,7 @@ def replace(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}.")
-    kinds = ("group", "instance", "layer", "rms")
+    kinds = ("group", "instance", "layer", "rms", "sync_batch")
     if to is not None and to not in kinds:
         raise ValueError(
             f"to={brief(to)} is unknown; expected None, {', '.join(map(repr, kinds))}."
@@ -162,15 +162,13 @@ def _same(module: nn.Module) -> tuple[nn.Module | None, str]:
     """The module, of truenorm's class, or why there is none of the same numbers."""
     if isinstance(module, tuple(_SAME.values())):
         return None, "it is truenorm's"
-    if isinstance(module, _BATCH):
-        return None, "truenorm has no batch normalization yet; pass to= for another kind"
     base = next((one for one in _SAME if isinstance(module, one)), None)
     if base is None:
         return None, "truenorm has no such normalization"
-    if getattr(module, "track_running_stats", False):
-        return None, "it has running statistics"
     axis: int | None = None if hasattr(module, "normalized_shape") else 1
     if type(module) is not base:
+        if getattr(module, "running_mean", None) is not None:  # which a trial would move
+            return None, f"it is a subclass of {base.__name__} that may do more: replace it by hand"
         found = _axis_of(module, base)
         if found is _NONE:
             return None, f"it is a subclass of {base.__name__} that computes something else"
@@ -233,6 +231,8 @@ def _other(module: nn.Module, to: str, groups: int | None) -> tuple[nn.Module | 
     if type(module) not in _CHANNELS and type(module) not in _SAME.values():
         base = next(one.__name__ for one in type(module).mro() if one in _CHANNELS)
         return None, f"it is a subclass of {base} that may do more: replace it by hand"
+    if to == "sync_batch":
+        return _synchronized(module)
     weight, bias = module.weight, module.bias
     one = weight if isinstance(weight, Tensor) else None
     options: dict[str, Any] = {"eps": module.eps, "axis": 1}
@@ -276,6 +276,21 @@ def _other(module: nn.Module, to: str, groups: int | None) -> tuple[nn.Module | 
     if getattr(module, "running_mean", None) is not None:
         notes.append("its running statistics are dropped")
     return new, ", ".join(notes)
+
+
+def _synchronized(module: nn.Module) -> tuple[nn.Module | None, str]:
+    """The module, of the class whose statistics are those of all processes."""
+    if not isinstance(module, _BATCH):
+        return None, "it is no batch normalization"
+    if getattr(module, "virtual_batch_size", None) is not None:
+        return None, "it takes statistics over virtual batches"
+    if isinstance(module, batch_norm.SyncBatchNorm):
+        return None, "it is synchronized"
+    if not isinstance(module, tuple(_SAME.values())):
+        vars(module).update(axis=1, activation=None, implementation=None)
+    module.__class__ = batch_norm.SyncBatchNorm
+    vars(module).setdefault("process_group", None)
+    return module, ""
 
 
 def _groups(channels: int) -> int:

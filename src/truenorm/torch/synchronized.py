@@ -18,7 +18,7 @@ def processes(group: Any = None) -> int:
     """How many processes there are; 1 where none has been set up."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return 1
-    return distributed.get_world_size(group)
+    return int(distributed.get_world_size(group))
 
 
 class _Gather(torch.autograd.Function):
