@@ -162,10 +162,11 @@ class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
     __doc__ = f"{__doc__}\n\n{_BatchNorm.__doc__}"
 
 
-class SyncBatchNorm(_BatchNorm, nn.SyncBatchNorm):
+class SyncBatchNorm(_BatchNorm, nn.modules.batchnorm._BatchNorm):
     """Batch normalization with the statistics of all processes, as `torch.nn.SyncBatchNorm`.
 
-    It needs no GPU: any backend of torch.distributed will do. Each way one buffer is exchanged, of
+    It needs no GPU: any backend of torch.distributed will do (which is why it is no subclass of
+    that one: DistributedDataParallel refuses those on CPUs). Each way one buffer is exchanged, of
     four numbers for each channel; the statistics of the processes are combined exactly, also where
     their batches differ in size. The arguments are those of `BatchNorm2d`, except
     virtual_batch_size, and
@@ -190,8 +191,13 @@ class SyncBatchNorm(_BatchNorm, nn.SyncBatchNorm):
     ) -> None:
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype,
-            process_group=process_group, **kwargs,
+            **kwargs,
         )  # fmt: skip
+        self.process_group = process_group
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim < 2:
+            raise ValueError(f"expected at least 2D input (got {input.ndim}D input)")
 
     @classmethod
     def convert_sync_batchnorm(cls, module: nn.Module, process_group: Any = None) -> nn.Module:

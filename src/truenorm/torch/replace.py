@@ -29,7 +29,13 @@ _SAME: dict[type[nn.Module], type[nn.Module]] = {
         "RMSNorm",
     )
 } | {getattr(nn, name): getattr(batch_norm, name) for name in batch_norm.__all__}
-_BATCH = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_BATCH = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    batch_norm.SyncBatchNorm,
+)
 _KNOWN = (*_SAME, *_BATCH, nn.LocalResponseNorm)
 # What another kind can be made from: a module with one axis of channels, which is axis 1.
 _CHANNELS = (

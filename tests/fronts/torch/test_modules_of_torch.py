@@ -70,7 +70,7 @@ def test_the_constructor_is_that_of_torch_nn_and_more(name):
 
 def test_every_kind_that_has_a_module_has_it():
     for kind in KINDS.values():
-        if kind.torch is not None and kind.name != "batch":  # which is to come
+        if kind.torch is not None:
             assert hasattr(tn, kind.torch)
             default = inspect.signature(getattr(tn, kind.torch)).parameters["eps"].default
             assert default == kind.epsilon["torch"]
@@ -208,14 +208,9 @@ def test_training():
         (lambda: tn.LayerNorm(8, axis=(1, 2)), ValueError, r"axis=\(1, 2\) names 2 axes, but norm"),
         (lambda: tn.RMSNorm(8, implementation="x"), ValueError, r"implementation='x' is unknown"),
         (
-            lambda: tn.InstanceNorm2d(8, track_running_stats=True),
-            NotImplementedError,
-            r"track_running_stats=True.*no running ones yet; use torch\.nn's",
-        ),
-        (
             lambda: tn.functional.instance_norm(torch.ones(2, 3, 4), torch.ones(3)),
-            NotImplementedError,
-            r"running_mean, running_var",
+            ValueError,
+            r"running_var must not be None .*; expected the shape \(3,\)",
         ),
         (
             lambda: tn.InstanceNorm2d(8)(torch.ones(2, 8)),

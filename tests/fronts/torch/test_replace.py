@@ -44,9 +44,9 @@ def test_the_same_numbers_from_the_same_parameters(model):
     parameters = list(model.parameters())
     report = tn.replace(model)
     assert all(one is other for one, other in zip(model.parameters(), parameters, strict=True))
-    assert [one.name for one in report.replaced] == ["group", "instance", "heads.0", "heads.1"]
+    names = ["group", "instance", "batch", "heads.0", "heads.1"]
+    assert [one.name for one in report.replaced] == names
     assert {one.name: one.note for one in report.left} == {
-        "batch": "truenorm has no batch normalization yet; pass to= for another kind",
         "local": "truenorm has no such normalization",
     }
     assert type(model.again) is tn.GroupNorm
@@ -230,7 +230,10 @@ def test_a_subclass_is_known_by_what_it_computes(module, axis):
     [
         (Scaled(4), {}, "it is a subclass of LayerNorm that computes something else"),
         (Squashed(2, 4), {}, "it is a subclass of GroupNorm that computes something else"),
-        (nn.InstanceNorm2d(4, track_running_stats=True), {}, "it has running statistics"),
+        (Activated(4), {}, "it is a subclass of BatchNorm2d that may do more: replace it by hand"),
+        (nn.GroupNorm(2, 4), {"to": "sync_batch"}, "it is no batch normalization"),
+        (tn.SyncBatchNorm(4), {"to": "sync_batch"}, "it is synchronized"),
+        (tn.BatchNorm2d(4, virtual_batch_size=2), {"to": "sync_batch"}, "over virtual batches"),
         (tn.LayerNorm(4), {}, "it is truenorm's"),
         (Activated(4), {"to": "group"}, "it is a subclass of BatchNorm2d that may do more"),
         (Squashed(2, 4), {"to": "rms"}, "it is a subclass of GroupNorm that may do more"),

@@ -24,7 +24,8 @@ def models():
         ("convnext_tiny", 64, True, 23, 0),  # LayerNorm2d, a subclass, among them
         ("swin_t", 64, True, 29, 0),
         ("swin_v2_t", 64, False, 29, 0),
-        ("maxvit_t", 224, False, 45, 34),  # batch normalization is left
+        ("maxvit_t", 224, False, 79, 0),  # batch normalization among them
+        ("resnet18", 64, True, 20, 0),
         ("raft_small", 128, True, 21, 0),  # instance normalization
     ],
 )

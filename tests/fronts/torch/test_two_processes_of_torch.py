@@ -1,14 +1,11 @@
 """Over two processes: DDP, FSDP2, and DTensors that are split over the batch."""
 
-import os
-import socket
-import traceback
-
 import pytest
 import torch
 from torch import distributed, nn
 
 import truenorm.torch as tn
+from gloo import run_together
 
 pytestmark = pytest.mark.skipif(
     not (distributed.is_available() and distributed.is_gloo_available()), reason="without gloo"
@@ -96,32 +93,7 @@ def with_dtensor(rank):
         assert Replicate() not in y.placements
 
 
-def process(rank, program, port, failures):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", rank=rank, world_size=2)
-    try:
-        program(rank)
-    except Exception:
-        failures.put(f"rank {rank}: {traceback.format_exc()}")
-    finally:
-        distributed.destroy_process_group()
-
-
 @pytest.mark.parametrize("program", [with_ddp, with_fsdp, with_dtensor])
 @pytest.mark.filterwarnings("ignore")  # of processes that are forked, and PyTorch's own
 def test_two_processes(program):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = torch.multiprocessing.get_context("spawn")
-    failures = context.Queue()
-    processes = [
-        context.Process(target=process, args=(rank, program, port, failures)) for rank in range(2)
-    ]
-    for one in processes:
-        one.start()
-    for one in processes:
-        one.join(120)
-    assert failures.empty(), failures.get()
-    assert [one.exitcode for one in processes] == [0, 0]
+    run_together(program, 2)
