@@ -23,9 +23,9 @@ from flax import nnx
 from truenorm.core import arguments, engine
 from truenorm.core.call import Call
 from truenorm.core.view import View, axes_view, canonical_axes, check_groups, group_view
-from truenorm.jax import FRONT, Result, as_array, full_mask, surrounded
+from truenorm.jax import FRONT, Result, as_array, batch_norm, full_mask, surrounded
 
-__all__ = ["GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"]
+__all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"]
 
 
 def _with_activation(init: Callable[..., None]) -> Callable[..., None]:
@@ -43,6 +43,76 @@ def _with_activation(init: Callable[..., None]) -> Callable[..., None]:
     parameters = [*known.parameters.values(), more]
     __init__.__signature__ = known.replace(parameters=parameters)  # type: ignore[attr-defined]
     return __init__
+
+
+class BatchNorm(nnx.BatchNorm):
+    """Batch normalization (Ioffe and Szegedy, 2015, arXiv:1502.03167), as `flax.nnx.BatchNorm`.
+
+    With `axis_name` the statistics are those of all devices of that axis, in one exchange each way;
+    in a sharded jit they are without it. The running variance is the biased one, as flax has it. A
+    batch that the mask hides whole moves nothing. After flax' arguments the constructor takes
+
+    Args:
+        activation: as the other modules.
+        frozen: use the running statistics also in training, and do not move them; may be set at
+            any time.
+        virtual_batch_size: take statistics over so many samples in turn (ghost batch normalization,
+            Hoffer et al., 2017, arXiv:1705.08741).
+        unbiased: move the running variance by that with n - 1 in the denominator.
+    """
+
+    activation: str | None = None
+    frozen: bool = False
+    virtual_batch_size: int | None = None
+    unbiased: bool = False
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        activation: str | None = None,
+        frozen: bool = False,
+        virtual_batch_size: int | None = None,
+        unbiased: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(num_features, **kwargs)
+        self.activation = arguments.check_activation(activation)
+        self.frozen = frozen
+        self.virtual_batch_size = arguments.check_virtual(virtual_batch_size)
+        self.unbiased = unbiased
+
+    def __call__(
+        self,
+        x: Any,
+        use_running_average: bool | None = None,
+        *,
+        mask: Any = None,
+        residual: Any = None,
+    ) -> Result:
+        """The normalized x, of its shape; with a residual also the sum."""
+        if use_running_average is None:
+            use_running_average = self.use_running_average
+        if use_running_average is None:
+            raise ValueError(
+                "use_running_average is given neither to the call nor to the constructor; pass "
+                "True for inference or False for training, or call model.train() or model.eval()."
+            )
+        running = use_running_average or self.frozen
+        x, scale, bias, dtype, residual = _operands(self, x, residual, True)
+        if mask is not None:
+            mask = full_mask(as_array("mask", mask), x)
+        axis = tuple(self.axis) if isinstance(self.axis, Iterable) else self.axis
+        result, (mean, var) = batch_norm(
+            x, scale, bias, self.mean[...], self.var[...],
+            axis=axis, use_running_average=running, momentum=self.momentum, epsilon=self.epsilon,
+            axis_name=self.axis_name, axis_index_groups=self.axis_index_groups,
+            virtual_batch_size=self.virtual_batch_size, unbiased=self.unbiased,
+            mask=None if running else mask, activation=self.activation, residual=residual,
+        )  # fmt: skip
+        if not running:
+            self.mean[...], self.var[...] = mean, var
+        return _rounded(result, dtype, residual)
 
 
 class GroupNorm(nnx.GroupNorm):
@@ -135,16 +205,7 @@ def _normalized(
             f"axis_name={module.axis_name!r}: truenorm takes no statistics over devices here; in a "
             "sharded jit they are global without it, and elsewhere use flax' module."
         )
-    x = as_array("x", x)
-    scale = None if module.scale is None else module.scale[...]
-    bias = None if not centered or module.bias is None else module.bias[...]
-    learned = (scale, bias) if centered else (scale,)
-    dtype = module.promote_dtype((x, *learned), dtype=module.dtype)[0].dtype
-    x = x.astype(jnp.promote_types(x.dtype, dtype))
-    arguments.check_dtype("x", x.dtype.name)  # flax takes complex numbers
-    if residual is not None:
-        residual = as_array("residual", residual)
-        residual = residual.astype(jnp.promote_types(residual.dtype, dtype))
+    x, scale, bias, dtype, residual = _operands(module, x, residual, centered)
     shape = view.parameter_shape(x.shape)
     for name, one in (("scale", scale), ("bias", bias)):
         if one is not None and one.size != math.prod(shape):
@@ -159,6 +220,26 @@ def _normalized(
     call = Call(view, centered, arguments.check_epsilon(module.epsilon))
     call, residual = surrounded(call, module.activation, residual, x)
     result = engine.normalize(FRONT, None, call, x, scale, bias, mask, None, residual)
+    return _rounded(result, dtype, residual)
+
+
+def _operands(module: Any, x: Any, residual: Any, centered: bool) -> tuple[Any, Any, Any, Any, Any]:
+    """x, scale and bias, the dtype of the result, and the residual, x and it not narrower."""
+    x = as_array("x", x)
+    scale = None if module.scale is None else module.scale[...]
+    bias = None if not centered or module.bias is None else module.bias[...]
+    learned = (scale, bias) if centered else (scale,)
+    dtype = module.promote_dtype((x, *learned), dtype=module.dtype)[0].dtype
+    x = x.astype(jnp.promote_types(x.dtype, dtype))
+    arguments.check_dtype("x", x.dtype.name)  # flax takes complex numbers
+    if residual is not None:
+        residual = as_array("residual", residual)
+        residual = residual.astype(jnp.promote_types(residual.dtype, dtype))
+    return x, scale, bias, dtype, residual
+
+
+def _rounded(result: Any, dtype: Any, residual: Any) -> Result:
+    """The result in the module's dtype; the sum stays as it is."""
     if residual is None:
         return result.astype(dtype)
     y, s = result

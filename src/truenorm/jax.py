@@ -8,6 +8,7 @@ with statistics over the part of x that `core/kinds.py` says, under jit, grad, v
 and their kin. It needs jax and NumPy, and no Keras; `truenorm.flax` has modules of flax.nnx.
 """
 
+import functools
 import numbers
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -18,13 +19,14 @@ import numpy as np
 
 from truenorm import native, triton
 from truenorm.arrays import jax as arrays
-from truenorm.core import arguments, engine
+from truenorm.core import arguments, batch, engine
 from truenorm.core import tlu as thresholded
 from truenorm.core.call import Call
 from truenorm.core.kinds import KINDS
 from truenorm.core.plain import Plain
 
 __all__ = [
+    "batch_norm",
     "filter_response_norm",
     "group_norm",
     "instance_norm",
@@ -96,6 +98,100 @@ def group_norm(
         activation,
         residual,
     )
+
+
+def batch_norm(
+    x: Array,
+    scale: Array | None = None,
+    bias: Array | None = None,
+    mean: Array | None = None,
+    var: Array | None = None,
+    *,
+    axis: int | Sequence[int] = -1,
+    use_running_average: bool = False,
+    momentum: float | Array = 0.99,
+    epsilon: float = 1e-5,
+    axis_name: Any = None,
+    axis_index_groups: Any = None,
+    virtual_batch_size: int | None = None,
+    renorm: batch.Renorm | None = None,
+    unbiased: bool = False,
+    mask: Array | None = None,
+    activation: str | None = None,
+    residual: Array | None = None,
+    implementation: str | None = None,
+) -> tuple[Result, tuple[Array, Array]]:
+    """Normalize each channel over the batch (Ioffe and Szegedy, 2015, arXiv:1502.03167).
+
+    In a sharded jit the statistics are those of the whole array, whatever devices hold of it.
+
+    Args:
+        x: float array (N, ..., C).
+        scale: (C,); None is one.
+        bias: (C,); None is zero.
+        mean, var: (C,), the running statistics; inference needs them.
+        axis: the channel axis, or several, of whose sizes all these then are.
+        use_running_average: normalize with mean and var; else with the batch's own statistics.
+        momentum: the share of mean and var in the new ones, a number or an array of one.
+        epsilon: added to the variance, in units of x squared; not negative.
+        axis_name: of a map over devices, or of several, such as `jax.shard_map` or `jax.pmap` have:
+            statistics are taken over all of them, whose masks may hide different numbers.
+        axis_index_groups: lists of the indices of those devices that share statistics.
+        virtual_batch_size: take statistics over so many samples in turn, and over what is left;
+            the running ones move by their average (Hoffer et al., 2017, arXiv:1705.08741).
+        renorm: the correction of batch renormalization (Ioffe, 2017, arXiv:1702.03275).
+        unbiased: move var by the variance with n - 1 in the denominator.
+        mask, activation, residual, implementation: as in `group_norm`; a batch that the mask hides
+            whole moves nothing.
+
+    Returns:
+        What `group_norm` returns, and the pair of the new mean and var: momentum * old +
+        (1 - momentum) * batch, constant to every derivative; where none are given, the batch's own;
+        with use_running_average, as they were.
+
+    Raises: as `group_norm`; and
+        ValueError: mean and var are needed and missing, or of another shape, or virtual batches
+            are asked for of all devices.
+    """
+    x, scale, bias, mask, residual, call = _checked(
+        "batch", x, scale, bias, mask, axis, None, epsilon, activation, residual
+    )
+    mean, var = (
+        None if one is None else _array(name, one) for name, one in (("mean", mean), ("var", var))
+    )
+    shapes = {k: None if v is None else v.shape for k, v in {"mean": mean, "var": var}.items()}
+    arguments.check_moving(call, x.shape, shapes, use_running_average)
+    if use_running_average:
+        assert mean is not None
+        assert var is not None
+        y = batch.infer(FRONT, implementation, call, x, mean, var, scale, bias, residual)
+        return y, (mean, var)
+    virtual = arguments.check_virtual(virtual_batch_size)
+    if virtual is not None and axis_name is not None:
+        raise ValueError(
+            f"virtual_batch_size={virtual} and axis_name={axis_name!r} contradict each other: "
+            "statistics are over less than the batch, or over more; choose one."
+        )
+    gather = functools.partial(_gather, axis_name, axis_index_groups) if axis_name else None
+    y, statistics = batch.train(
+        FRONT, implementation, call, x, scale, bias, mask, residual,
+        gather=gather, virtual=virtual, renorm=renorm,
+    )  # fmt: skip
+    if mean is None or var is None:
+        shape = call.view.parameter_shape(x.shape)
+        mean = var = jnp.zeros(shape, statistics.variance.dtype)
+        momentum = 0.0
+    return y, batch.moved(arrays, mean, var, statistics, 1.0 - momentum, unbiased)
+
+
+def _gather(axis_name: Any, groups: Any, t: Array) -> Array:
+    """The stack of every device's t, the same on all; zeros for those of other groups.
+
+    A sum over devices rather than `jax.lax.all_gather`, whose result counts as another on each.
+    """
+    place = jnp.arange(jax.lax.axis_size(axis_name)) == jax.lax.axis_index(axis_name)
+    mine = jnp.where(place.reshape(-1, *(1,) * t.ndim), t, jnp.zeros((), t.dtype))
+    return jax.lax.psum(mine, axis_name, axis_index_groups=groups)
 
 
 def instance_norm(
@@ -253,6 +349,25 @@ def _compute(
     learned: Array | None = None,
 ) -> Result:
     """Check the arguments, prepare the call, and compute it."""
+    x, scale, bias, mask, residual, call = _checked(
+        name, x, scale, bias, mask, axis, groups, epsilon, activation, residual
+    )
+    return engine.normalize(FRONT, implementation, call, x, scale, bias, mask, learned, residual)
+
+
+def _checked(
+    name: str,
+    x: Array,
+    scale: Array | None,
+    bias: Array | None,
+    mask: Array | None,
+    axis: int | Sequence[int],
+    groups: int | None,
+    epsilon: Any,
+    activation: str | None,
+    residual: Array | None,
+) -> tuple[Array, Array | None, Array | None, Array | None, Array | None, Call]:
+    """The arrays as JAX', once they are checked, and the call."""
     x = _array("x", x)
     scale = None if scale is None else _array("scale", scale)
     bias = None if bias is None else _array("bias", bias)
@@ -265,7 +380,7 @@ def _compute(
         KINDS[name], x.shape, shapes[0], shapes[1], shapes[2], axis, groups, epsilon, _NAMES
     )
     call, residual = surrounded(call, activation, residual, x)
-    return engine.normalize(FRONT, implementation, call, x, scale, bias, mask, learned, residual)
+    return x, scale, bias, mask, residual, call
 
 
 def surrounded(
