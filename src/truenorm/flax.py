@@ -28,20 +28,36 @@ from truenorm.jax import FRONT, Result, as_array, batch_norm, full_mask, surroun
 __all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"]
 
 
-def _with_activation(init: Callable[..., None]) -> Callable[..., None]:
-    """A constructor of flax.nnx with the argument more, also in its signature."""
+_OPTIONS: dict[str, tuple[Any, Any, Callable[[Any], Any]]] = {
+    # name: default, annotation, check
+    "activation": (None, str | None, arguments.check_activation),
+    "frozen": (False, bool, bool),
+    "virtual_batch_size": (None, int | None, arguments.check_virtual),
+    "unbiased": (False, bool, bool),
+}
+
+
+def _with(init: Callable[..., None], *names: str) -> Callable[..., None]:
+    """A constructor of flax.nnx with these options more, also in its signature."""
 
     @functools.wraps(init)
-    def __init__(self: Any, *args: Any, activation: str | None = None, **kwargs: Any) -> None:
-        self.activation = arguments.check_activation(activation)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        for name in names:
+            default, _, check = _OPTIONS[name]
+            setattr(self, name, check(kwargs.pop(name, default)))
         init(self, *args, **kwargs)
 
     known = inspect.signature(init)
-    more = inspect.Parameter(
-        "activation", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=str | None
+    more = [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=_OPTIONS[name][0],
+            annotation=_OPTIONS[name][1],
+        )
+        for name in names
+    ]  # fmt: skip
+    __init__.__signature__ = known.replace(  # type: ignore[attr-defined]
+        parameters=[*known.parameters.values(), *more]
     )
-    parameters = [*known.parameters.values(), more]
-    __init__.__signature__ = known.replace(parameters=parameters)  # type: ignore[attr-defined]
     return __init__
 
 
@@ -66,21 +82,7 @@ class BatchNorm(nnx.BatchNorm):
     virtual_batch_size: int | None = None
     unbiased: bool = False
 
-    def __init__(
-        self,
-        num_features: int,
-        *,
-        activation: str | None = None,
-        frozen: bool = False,
-        virtual_batch_size: int | None = None,
-        unbiased: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(num_features, **kwargs)
-        self.activation = arguments.check_activation(activation)
-        self.frozen = frozen
-        self.virtual_batch_size = arguments.check_virtual(virtual_batch_size)
-        self.unbiased = unbiased
+    __init__ = _with(nnx.BatchNorm.__init__, *_OPTIONS)
 
     def __call__(
         self,
@@ -123,7 +125,7 @@ class GroupNorm(nnx.GroupNorm):
     """
 
     activation: str | None = None  # of modules that were made before there was one
-    __init__ = _with_activation(nnx.GroupNorm.__init__)
+    __init__ = _with(nnx.GroupNorm.__init__, "activation")
 
     def __call__(self, x: Any, *, mask: Any = None, residual: Any = None) -> Result:
         """The normalized x, of its shape; with a residual also the sum."""
@@ -146,7 +148,7 @@ class InstanceNorm(nnx.InstanceNorm):
     """
 
     activation: str | None = None  # of modules that were made before there was one
-    __init__ = _with_activation(nnx.InstanceNorm.__init__)
+    __init__ = _with(nnx.InstanceNorm.__init__, "activation")
 
     def __call__(self, x: Any, *, mask: Any = None, residual: Any = None) -> Result:
         """The normalized x, of its shape; with a residual also the sum."""
@@ -164,7 +166,7 @@ class LayerNorm(nnx.LayerNorm):
     """
 
     activation: str | None = None  # of modules that were made before there was one
-    __init__ = _with_activation(nnx.LayerNorm.__init__)
+    __init__ = _with(nnx.LayerNorm.__init__, "activation")
 
     def __call__(self, x: Any, *, mask: Any = None, residual: Any = None) -> Result:
         """The normalized x, of its shape; with a residual also the sum."""
@@ -179,7 +181,7 @@ class RMSNorm(nnx.RMSNorm):
     """
 
     activation: str | None = None  # of modules that were made before there was one
-    __init__ = _with_activation(nnx.RMSNorm.__init__)
+    __init__ = _with(nnx.RMSNorm.__init__, "activation")
 
     def __call__(self, x: Any, mask: Any = None, residual: Any = None) -> Result:
         """The normalized x, of its shape; with a residual also the sum."""
