@@ -14,6 +14,8 @@ import truenorm.flax as tn
 from truenorm.core.kinds import KINDS
 
 PAIRS = [
+    ("BatchNorm", (8,), {}, (2, 5, 5, 8)),
+    ("BatchNorm", (5,), {"axis": 1, "use_bias": False}, (2, 5, 7)),
     ("GroupNorm", (8, 4), {}, (2, 5, 5, 8)),
     ("GroupNorm", (8,), {"num_groups": None, "group_size": 2, "use_bias": False}, (2, 5, 8)),
     ("InstanceNorm", (8,), {}, (2, 5, 5, 8)),

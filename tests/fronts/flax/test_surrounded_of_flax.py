@@ -14,6 +14,11 @@ import truenorm.flax as tn
 FIRST = {pair[0]: pair for pair in reversed(PAIRS)}
 
 
+@nnx.jit
+def compiled(module, x, mask, residual):
+    return module(x, mask=mask, residual=residual)
+
+
 @pytest.mark.parametrize("name", tn.__all__)
 def test_modules(name):
     _, arguments, options, shape = FIRST[name]
@@ -23,7 +28,7 @@ def test_modules(name):
     x, residual = jax.random.normal(jax.random.key(0), (2, *shape))
     mask = jax.random.bernoulli(jax.random.key(1), 0.7, shape)
     for given in (None, mask):
-        y, s = nnx.jit(activated)(x, mask=given, residual=residual)
+        y, s = compiled(activated, x, given, residual)
         np.testing.assert_array_equal(s, x + residual)
         wanted = jax.nn.gelu(plain(s, mask=given), approximate=False)
         np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-6)
