@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from truenorm.core.engine import use_implementation
     from truenorm.layers import (
         TLU,
+        BatchNormalization,
         FilterResponseNormalization,
         GroupNormalization,
         InstanceNormalization,
@@ -41,6 +42,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "TLU",
+    "BatchNormalization",
     "FilterResponseNormalization",
     "GroupNormalization",
     "InstanceNormalization",

@@ -20,6 +20,7 @@ from keras import backend
 from truenorm import native, triton
 from truenorm.core import arguments, engine
 from truenorm.core.arguments import check_epsilon, check_group_count, check_single_axis
+from truenorm.core.call import Call
 from truenorm.core.errors import brief
 from truenorm.core.kinds import KINDS, Kind
 from truenorm.core.plain import Plain
@@ -276,8 +277,31 @@ def normalize(
 
     `learned_epsilon` is a tensor of one number in the place of epsilon.
     """
-    x, mask = _convert("x", x), _convert("mask", mask)
+    call, x, mask, residual = prepared(
+        kind, x, gamma, beta, mask,
+        axis=axis, epsilon=epsilon, groups=groups, activation=activation, residual=residual,
+    )  # fmt: skip
     gamma, beta = _convert("gamma", gamma), _convert("beta", beta)
+    return engine.normalize(
+        FRONT, implementation, call, x, gamma, beta, mask, learned_epsilon, residual
+    )
+
+
+def prepared(
+    kind: Kind,
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    mask: Tensor | None,
+    *,
+    axis: int | Sequence[int],
+    epsilon: float,
+    groups: int | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> tuple[Call, Tensor, Tensor | None, Tensor | None]:
+    """The call; and x, mask and residual as the backend's tensors, once all are checked."""
+    x, mask = _convert("x", x), _convert("mask", mask)
     shapes = [None if one is None else tuple(one.shape) for one in (x, gamma, beta, mask)]
     call = _prepare(kind, *shapes, axis, groups, epsilon)
     if kind.groups and groups != -1 and x.shape[call.view.parameter_axes[-1]] is None:
@@ -285,9 +309,7 @@ def normalize(
     if activation is not None or residual is not None:
         residual = _convert("residual", residual)
         call = _surrounded(call, activation, _described(residual), _described(x))
-    return engine.normalize(
-        FRONT, implementation, call, x, gamma, beta, mask, learned_epsilon, residual
-    )
+    return call, x, mask, residual
 
 
 def _described(tensor: Any) -> tuple[tuple[int | None, ...], str] | None:

@@ -1,5 +1,6 @@
 """The Keras layers."""
 
+from truenorm.layers.batch_normalization import BatchNormalization
 from truenorm.layers.filter_response_normalization import FilterResponseNormalization
 from truenorm.layers.group_normalization import GroupNormalization
 from truenorm.layers.instance_normalization import InstanceNormalization
@@ -12,6 +13,7 @@ from truenorm.layers.weight_normalization import WeightNormalization
 
 __all__ = [
     "TLU",
+    "BatchNormalization",
     "FilterResponseNormalization",
     "GroupNormalization",
     "InstanceNormalization",

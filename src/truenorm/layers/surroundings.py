@@ -78,3 +78,31 @@ def _sum_over_replicas() -> Callable[[Tensor], Tensor] | None:
 
                 return total
     return None
+
+
+def gathered() -> Callable[[Tensor], Tensor] | None:
+    """What stacks a tensor of every replica along a new first axis; None where there is one.
+
+    On JAX there is one: arrays are split over devices without a trace in the program.
+    """
+    match keras.backend.backend():
+        case "tensorflow":
+            import tensorflow as tf
+
+            context = tf.distribute.get_replica_context()
+            if context is None or context.num_replicas_in_sync < 2:
+                return None
+
+            def stacked(t: Tensor) -> Tensor:
+                # A sum, which has a derivative everywhere, of stacks that have one part each.
+                count = context.num_replicas_in_sync
+                place = tf.one_hot(context.replica_id_in_sync_group, count, dtype=t.dtype)
+                mine = tf.reshape(place, [count] + [1] * len(t.shape)) * t
+                return context.all_reduce(tf.distribute.ReduceOp.SUM, mine)
+
+            return stacked
+        case "torch":
+            from truenorm.torch import synchronized
+
+            return synchronized.gather if synchronized.processes() > 1 else None
+    return None
