@@ -7,6 +7,7 @@ import torch
 from torch import (
     Tensor,
     concatenate,
+    distributed,
     erf,
     isfinite,
     logical_and,
@@ -25,12 +26,14 @@ __all__ = [
     "concatenate",
     "dtype",
     "erf",
+    "gather",
     "is_tensor",
     "isfinite",
     "logical_and",
     "logical_not",
     "logical_or",
     "pad",
+    "processes",
     "reshape",
     "rounded",
     "shape",
@@ -112,3 +115,52 @@ def stop_gradient(t: Tensor) -> Tensor:
 def rounded(t: Tensor) -> Tensor:
     """A sum as it is: eager PyTorch has rounded it, and no selection makes torch.compile do so."""
     return t
+
+
+# --- the exchange between the processes of a group: one each way
+
+
+def gather(t: Tensor, group: Any = None) -> Tensor:
+    """The stack of every process's t, along a new first axis; all must pass the same shape.
+
+    Its derivative is that of the sum of what all processes compute with it.
+    """
+    return _Gather.apply(t, group)
+
+
+def processes(group: Any = None) -> int:
+    """How many processes there are; 1 where none has been set up."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 1
+    return int(distributed.get_world_size(group))
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, t: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        parts = [
+            torch.empty_like(t, memory_format=torch.contiguous_format)
+            for _ in range(processes(group))
+        ]
+        distributed.all_gather(parts, t.contiguous(), group=group)
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Any:
+        return _Own.apply(cotangent, ctx.group), None
+
+
+class _Own(torch.autograd.Function):
+    """The sum over all processes of a stack, of which each has its own part: the transpose."""
+
+    @staticmethod
+    def forward(ctx: Any, stack: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        total = stack.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total, group=group)
+        return total[distributed.get_rank(group)].clone()
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Any:
+        return _Gather.apply(cotangent, ctx.group), None

@@ -102,7 +102,7 @@ def gathered() -> Callable[[Tensor], Tensor] | None:
 
             return stacked
         case "torch":
-            from truenorm.torch import synchronized
+            from truenorm.arrays import torch as arrays
 
-            return synchronized.gather if synchronized.processes() > 1 else None
+            return arrays.gather if arrays.processes() > 1 else None
     return None

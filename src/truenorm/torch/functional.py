@@ -28,7 +28,6 @@ from truenorm.core.kinds import KINDS
 from truenorm.core.plain import Plain
 from truenorm.core.view import canonical_axes
 from truenorm.native.torch_cache import remembered
-from truenorm.torch import synchronized
 
 __all__ = [
     "batch_norm",
@@ -150,7 +149,7 @@ def batch_norm(
         return batch.infer(FRONT, implementation, call, *operands)
     virtual = arguments.check_virtual(virtual_batch_size)
     gather: batch.Gather | None = None
-    if synchronize and synchronized.processes(process_group) > 1:
+    if synchronize and arrays.processes(process_group) > 1:
         if virtual is not None:
             raise ValueError(
                 f"virtual_batch_size={virtual} and synchronize=True contradict each other: "
@@ -158,7 +157,7 @@ def batch_norm(
             )
 
         def gather(t: Tensor) -> Tensor:
-            return synchronized.gather(t, process_group)
+            return arrays.gather(t, process_group)
 
     else:
         _check_several(call, input, virtual)
