@@ -79,11 +79,15 @@ def _reason(x: Any, mask: Any, epsilon: Any = None) -> str | None:
     reason = refused(x, mask, epsilon)
     if reason is not None:
         return reason
-    if not isinstance(x, jax.core.Tracer) and any(
-        device.platform != "cpu" for device in x.devices()
-    ):
+    if any(device.platform != "cpu" for device in devices(x)):
         return f"x is on {x.devices()}; the native kernels serve CPU arrays"
     return None
+
+
+def devices(x: Any) -> Any:
+    """Where x is, as far as it is known: jax.grad may hand down a NumPy array that it was given."""
+    known = isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
+    return x.devices() if known else ()
 
 
 def normalize(

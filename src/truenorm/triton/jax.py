@@ -35,7 +35,7 @@ def normalize(
     reason = unavailable() or cpu.refused(x, mask, epsilon)
     if reason is not None:
         return reason
-    if not isinstance(x, jax.core.Tracer) and any(one.platform != "gpu" for one in x.devices()):
+    if any(one.platform != "gpu" for one in cpu.devices(x)):
         return f"x is on {x.devices()}; the GPU kernels serve arrays on GPUs"
     if cpu.unavailable() is not None:
         return "the kernels for CPUs, which the primitives become there, are missing"
