@@ -19,7 +19,17 @@ BACKEND = keras.backend.backend()
 PAGE = Path(__file__).parents[1] / "docs/exporting.md"
 CONSTANT = np.array([0.5, -1.0, 2.0, 1.5], "float32")
 
+
+def batch(axis):
+    """Batch normalization with moving statistics as after a training."""
+    constant = keras.initializers.Constant
+    return truenorm.BatchNormalization(
+        axis, moving_mean_initializer=constant(0.5), moving_variance_initializer=constant(2.0)
+    )
+
+
 CHANNELS_LAST = {
+    "batch": lambda: batch(-1),
     "group": lambda: truenorm.GroupNormalization(2),
     "instance": truenorm.InstanceNormalization,
     "layer": truenorm.LayerNormalization,
@@ -29,6 +39,7 @@ CHANNELS_LAST = {
     "RMS function": lambda: ops.rms_normalization,
 }
 CHANNELS_FIRST = {
+    "batch": lambda: batch(1),
     "group": lambda: truenorm.GroupNormalization(2, axis=1),
     "instance": lambda: truenorm.InstanceNormalization(axis=1),
     "layer": lambda: truenorm.LayerNormalization(axis=1),
@@ -38,6 +49,7 @@ CHANNELS_FIRST = {
 EVERY_LAYER = {
     **CHANNELS_LAST,
     "group in the middle": lambda: truenorm.GroupNormalization(3, axis=2),
+    "batch over two axes": lambda: batch([1, 3]),
     "layer over two axes": lambda: truenorm.LayerNormalization(axis=[1, 3]),
     "instance function": lambda: lambda x: ops.instance_normalization(x, axis=1),
     "layer function": lambda: lambda x: ops.layer_normalization(x, beta=CONSTANT),

@@ -204,10 +204,9 @@ def test_config_and_weights_are_those_of_keras(tmp_path):
     theirs = keras.layers.BatchNormalization(axis=1, momentum=0.5, epsilon=1e-4, scale=False)
     ours = BatchNormalization.from_config(theirs.get_config())
     config = ours.get_config()
-    assert {name: config[name] for name in theirs.get_config()} == {
-        **theirs.get_config(), "dtype": config["dtype"],
-    }  # fmt: skip
-    assert set(config) == set(theirs.get_config())
+    # Those of renorm, which older releases of Keras do not know, are there only where they are set.
+    wanted = {k: v for k, v in theirs.get_config().items() if not k.startswith("renorm")}
+    assert config == {**wanted, "dtype": config["dtype"]}
     again = keras.layers.BatchNormalization.from_config(config)
     x = numbers((4, 3, 5), 2.0)
     for one in (theirs, ours, again):
@@ -304,7 +303,7 @@ def test_stateless_call_and_loops():
     def looped(x):
         return jax.lax.scan(lambda _, one: (0, layer(one, training=True)), 0, x)[1]
 
-    with pytest.raises(NotImplementedError, match="inside of a loop or a checkpoint of JAX"):
+    with pytest.raises(NotImplementedError, match="inside a function that JAX traces by itself"):
         looped(x)
     layer.frozen = True
     assert looped(x).shape == x.shape

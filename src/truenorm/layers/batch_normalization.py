@@ -12,7 +12,7 @@ from truenorm.core import batch
 from truenorm.core.arguments import check_virtual
 from truenorm.core.errors import brief
 from truenorm.core.kinds import KINDS
-from truenorm.layers.base import NormalizationLayer, Shape, checked_axes
+from truenorm.layers.base import NormalizationLayer, Shape, checked_axes, wider
 from truenorm.layers.surroundings import gathered, lasting, recomputing
 
 # What batch renormalization keeps besides, in the order of Keras' weights.
@@ -158,9 +158,16 @@ class BatchNormalization(NormalizationLayer):
         if self.renorm:
             made = (deviation, _again(first), deviation)
             wanted |= dict(zip(_RENORM, made, strict=True))
+        # In half precision the small step of a batch would be rounded away, or the square overflow.
+        dtype = wider(self.variable_dtype, "float32")
         for name, initializer in wanted.items():
             weight = self.add_weight(
-                name=name, shape=shape, initializer=initializer, trainable=False, autocast=False
+                name=name,
+                shape=shape,
+                initializer=initializer,
+                dtype=dtype,
+                trainable=False,
+                autocast=False,
             )
             setattr(self, name, weight)
 
@@ -274,27 +281,32 @@ class BatchNormalization(NormalizationLayer):
                 weight.assign(value)
             elif not in_symbolic_scope():
                 raise NotImplementedError(
-                    f"{type(self).__name__} {self.name!r} trains inside of a loop or a checkpoint "
-                    "of JAX, where what its moving statistics become is lost; set frozen=True, or "
-                    "call it outside of it."
+                    f"{type(self).__name__} {self.name!r} trains inside a function that JAX traces "
+                    "by itself (scan, while_loop, checkpoint, vmap, or jit without "
+                    "stateless_call), where what its moving statistics become is lost; set "
+                    "frozen=True, or call it outside, or through stateless_call."
                 )
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments; what Keras' layer has not only where it was set."""
+        """The constructor's arguments; what not every layer of Keras has only where it was set."""
         config = {
             **super().get_config(),
             "momentum": self.momentum,
             "moving_mean_initializer": initializers.serialize(self.moving_mean_initializer),
             "moving_variance_initializer": initializers.serialize(self.moving_variance_initializer),
-            "renorm": self.renorm,
-            "renorm_clipping": self.renorm_clipping,
-            "renorm_momentum": self.renorm_momentum,
             "synchronized": self.synchronized,
         }
-        for name, default in (("virtual_batch_size", None), ("frozen", False), ("unbiased", False)):
-            if getattr(self, name) != default:
-                config[name] = getattr(self, name)
-        return config
+        # Those of renorm are not in every Keras.
+        rarer = {
+            "renorm": False,
+            "renorm_clipping": None,
+            "renorm_momentum": 0.99,
+            "virtual_batch_size": None,
+            "frozen": False,
+            "unbiased": False,
+        }
+        given = {name: getattr(self, name) for name in rarer}
+        return {**config, **{name: one for name, one in given.items() if one != rarer[name]}}
 
 
 def _axes(axis: int | Sequence[int]) -> int | list[int]:
