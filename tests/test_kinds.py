@@ -93,12 +93,9 @@ def test_a_made_up_kind_is_benchmarked(made_up):
 
 def test_every_row_has_its_layer():
     for kind in KINDS.values():
-        home = keras.layers if kind.name == "batch" else truenorm.layers
-        assert hasattr(home, kind.keras)
-        if kind.name != "batch":
-            layer = getattr(home, kind.keras)()
-            assert layer.kind is kind
-            assert layer.epsilon == kind.epsilon["keras"]
+        layer = getattr(truenorm.layers, kind.keras)()
+        assert layer.kind is kind
+        assert layer.epsilon == kind.epsilon["keras"]
 
 
 def test_the_page_is_what_the_rows_say():
@@ -112,13 +109,13 @@ def test_the_page_is_what_the_rows_say():
 def test_kinds_compute_what_their_layers_do():
     x = np.random.default_rng(0).normal(3, 2, (2, 4, 4, 64)).astype("float32")
     for kind in KINDS.values():
-        if kind.name != "batch":
-            groups = 32 if kind.groups else None
-            y = truenorm.ops.normalize(
-                kind, x, None, None, None, axis=kind.default_axis(4), groups=groups,
-                epsilon=kind.epsilon["keras"], implementation=None,
-            )  # fmt: skip
-            layer = getattr(truenorm.layers, kind.keras)()
-            np.testing.assert_allclose(
-                ops.convert_to_numpy(y), ops.convert_to_numpy(layer(x)), rtol=1e-6, atol=1e-6
-            )
+        groups = 32 if kind.groups else None
+        y = truenorm.ops.normalize(
+            kind, x, None, None, None, axis=kind.default_axis(4), groups=groups,
+            epsilon=kind.epsilon["keras"], implementation=None,
+        )  # fmt: skip
+        layer = getattr(truenorm.layers, kind.keras)()
+        options = {"training": True} if kind.name == "batch" else {}
+        np.testing.assert_allclose(
+            ops.convert_to_numpy(y), ops.convert_to_numpy(layer(x, **options)), rtol=1e-6, atol=1e-6
+        )
