@@ -81,7 +81,8 @@ class Layout:
             if innermost or not axis.reduced or sum(one.run == axis.run for one in self.merged) > 1:
                 return (length,)
             ops = self.ops
-            if not ops.is_tensor(length):
+            # A trace of PyTorch would make a constant of the padding.
+            if not ops.is_tensor(length) or type(length).__module__ == "torch":
                 return (length,)
             block = ops.maximum(ops.ceil(ops.sqrt(ops.cast(length, "float32"))), 1)
             block = ops.cast(block, ops.dtype(length))
