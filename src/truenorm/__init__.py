@@ -9,7 +9,8 @@
 
 `truenorm.explain` shows which elements share a mean; `truenorm.compare` measures which
 normalization suits some data; `truenorm.carry` takes what was learned from one framework to
-another. Importing this package imports no framework: each front does.
+another; `truenorm.recompute_statistics`, `fold` and `freeze` are for the batch normalizations of a
+model. Importing this package imports no framework: each front does.
 """
 
 import importlib
@@ -36,7 +37,10 @@ if TYPE_CHECKING:
     from truenorm.tools.compare.comparison import compare
     from truenorm.tools.config import show_config
     from truenorm.tools.explain import explain
+    from truenorm.tools.fold import fold
+    from truenorm.tools.freeze import freeze
     from truenorm.tools.migrate import load_model, load_weights
+    from truenorm.tools.statistics import recompute_statistics
 
 __version__ = "0.1.0"
 
@@ -54,10 +58,13 @@ __all__ = [
     "carry",
     "compare",
     "explain",
+    "fold",
+    "freeze",
     "layers",
     "load_model",
     "load_weights",
     "ops",
+    "recompute_statistics",
     "rnn",
     "show_config",
     "use_implementation",
@@ -68,13 +75,27 @@ _HOMES = {
     "carry": "tools.carry",
     "compare": "tools.compare.comparison",
     "explain": "tools.explain",
+    "fold": "tools.fold",
+    "freeze": "tools.freeze",
     "load_model": "tools.migrate",
     "load_weights": "tools.migrate",
+    "recompute_statistics": "tools.statistics",
     "show_config": "tools.config",
     "use_implementation": "core.engine",
 }
 _MODULES = ("flax", "jax", "layers", "ops", "rnn", "torch")
-_WITHOUT_KERAS = ("carry", "explain", "flax", "jax", "show_config", "torch", "use_implementation")
+_WITHOUT_KERAS = (
+    "carry",
+    "explain",
+    "flax",
+    "fold",
+    "freeze",
+    "jax",
+    "recompute_statistics",
+    "show_config",
+    "torch",
+    "use_implementation",
+)
 
 backends.watch_keras()
 

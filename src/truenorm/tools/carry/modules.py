@@ -250,7 +250,8 @@ def _plain(name: str) -> str:
     return re.sub(r"^(Lazy|Sync)|\dd$", "", name)
 
 
-def _kind(module: Any, framework: Framework) -> Kind | None:
+def kind_of(module: Any, framework: Framework) -> Kind | None:
+    """The kind of normalization that this is; None for anything else."""
     for cls in type(module).__mro__:
         if framework.owns(cls):
             for kind in KINDS.values():
@@ -281,7 +282,7 @@ def found_in(root: Any, argument: str) -> list[Normalization]:
             return
         seen.add(id(module))
         own = framework_of(module) or inherited
-        kind = _kind(module, own)
+        kind = kind_of(module, own)
         if kind is not None:
             one = Normalization(path or type(module).__name__, module, own, kind)
             if not one.is_built():
