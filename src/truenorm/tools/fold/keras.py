@@ -42,7 +42,7 @@ def folded(
 def _has_graph(model: Any) -> bool:
     if isinstance(model, keras.Sequential):
         return type(model).call is keras.Sequential.call
-    functional = [cls for cls in type(model).__mro__ if cls.__name__ == "Functional"]
+    functional: list[Any] = [cls for cls in type(model).__mro__ if cls.__name__ == "Functional"]
     return bool(functional) and type(model).call is functional[0].call
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from torch import fx, nn
 
 from truenorm.tools.carry.modules import TORCH, Normalization
@@ -134,7 +133,8 @@ def graph(model: nn.Module) -> tuple[Graph, str, str]:
         how = f"torch.fx cannot trace it ({type(error).__name__}), only neighbours in nn.Sequential"
         return _neighbours(model), how, "it is not in an nn.Sequential, and the order is not known"
     number = {node: position for position, node in enumerate(nodes)}
-    calls, outputs, names = [], [], modules(model)
+    names, calls = modules(model), []
+    outputs: list[int] = []
     for node in nodes:
         into = tuple(number[one] for one in node.all_input_nodes)
         if node.op == "output":

@@ -23,18 +23,18 @@ class Frozen(torch.nn.Module):
 
 
 @functools.cache
-def frozen(cls: type[torch.nn.Module]) -> type[torch.nn.Module]:
+def frozen(cls: Any) -> Any:
     """The class whose instances stay in inference mode."""
     # In the module of the class: torch.fx takes what is in torch.nn for a whole.
     return type(f"Frozen{cls.__name__}", (Frozen, cls), {"__module__": cls.__module__})
 
 
-def thawed(cls: type[torch.nn.Module]) -> type[torch.nn.Module]:
+def thawed(cls: Any) -> Any:
     """The class that this was made from."""
     return cls.__bases__[1] if Frozen in cls.__bases__ else cls
 
 
-def _empty(cls: type[torch.nn.Module]) -> torch.nn.Module:
+def _empty(cls: Any) -> Any:
     """An instance without attributes, frozen, for what is unpickled."""
     made = frozen(cls)
     return made.__new__(made)

@@ -70,7 +70,7 @@ def not_a_batch(batch: Any) -> TypeError:
     return TypeError(f"a batch of data is {brief(batch)}, a {type(batch).__name__}; {_EXPECTED}.")
 
 
-def converted(value: Any, convert: Callable[[Any], Any], own: type) -> Any:
+def converted(value: Any, convert: Callable[[Any], Any], own: type | tuple[()]) -> Any:
     """The value with `convert` for each array of another framework in it, as a NumPy array."""
     if isinstance(value, dict):
         return {name: converted(one, convert, own) for name, one in value.items()}

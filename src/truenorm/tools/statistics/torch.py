@@ -33,7 +33,7 @@ def watched(
     def forward(batch: Any) -> None:
         # Arrays of NumPy get the model's dtype: there they are often float64.
         def tensor(array: Any) -> torch.Tensor:
-            made = torch.as_tensor(array)
+            made = torch.tensor(array)  # a copy: it may be read-only
             return made.to(like.device, like.dtype if made.is_floating_point() else None)
 
         args, options = converted(arguments(batch), tensor, torch.Tensor)
