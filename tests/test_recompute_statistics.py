@@ -1,10 +1,13 @@
 """`recompute_statistics`: the statistics of the whole population, and nothing else is changed."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
 
 from batch_networks import FRONTS, IN, expected, network, output, statistics
+from test_pages import ROOT, run_examples
 from truenorm import freeze, recompute_statistics
 from truenorm.core.errors import InputError
 
@@ -365,3 +368,13 @@ def test_averaged_weights():
     right = accuracy(one)
     assert right > 0.9
     assert right > stale + 0.02, (stale, right)
+
+
+def test_the_page(capsys):
+    run_examples("docs/statistics.md")
+    printed = capsys.readouterr().out
+    text = (ROOT / "docs/statistics.md").read_text(encoding="utf-8")
+    reports = re.findall(r"```text\n(.*?)```", text, re.S)
+    assert printed.splitlines()[0] == reports[0].splitlines()[0]  # after it come random numbers
+    assert printed.endswith("".join(reports[1:]))
+    assert len(reports) == 3
