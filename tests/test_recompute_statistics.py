@@ -284,6 +284,62 @@ def test_what_is_left(batches):
         assert not net.idle.running_mean.any()
 
 
+def test_a_compiled_model_of_torch(batches):
+    net = network("torch")
+    model = torch.compile(net, backend="eager")
+    recompute_statistics(model, batches)
+    wanted = expected(batches, layer_by_layer=False, unbiased=True)
+    np.testing.assert_allclose(statistics(net)[3], wanted[3], rtol=2e-5)
+
+
+class Residual(torch.nn.BatchNorm1d):
+    """With the arguments that truenorm's own has."""
+
+    unbiased, axis = False, 2
+
+    def forward(self, input, mask=None, residual=None):
+        y = super().forward((input + residual).movedim(2, 1))
+        return y.movedim(1, 2)
+
+
+def test_residual_mask_axis_and_unbiased(rng):
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = Residual(3)
+
+        def forward(self, x, mask):
+            return self.norm(x, mask, residual=2 * x)
+
+    x, mask = rng.normal(size=(4, 5, 3)).astype("float32"), rng.random((4, 5)) < 0.5
+    net = Net()
+    recompute_statistics(net, [{"x": x, "mask": mask}])
+    np.testing.assert_allclose(net.norm.running_mean, 3 * x[mask].mean(0), rtol=1e-5)
+    np.testing.assert_allclose(net.norm.running_var, 9 * x[mask].var(0), rtol=1e-5)
+
+
+def test_several_axes(rng):
+    from truenorm.tools.statistics.moments import moments
+
+    x, mask = rng.normal(size=(4, 5, 3, 2)), rng.random((4, 5)) < 0.5
+    found = moments(x, [-1, 1])
+    np.testing.assert_allclose(found.mean, x.mean((0, 2)).reshape(-1))
+    np.testing.assert_allclose(found.variance(), x.var((0, 2)).reshape(-1))
+    found = moments(x, [1, 3], mask)
+    there = np.where(mask[..., None, None], x, np.nan)
+    wanted = np.nan_to_num(np.nanmean(there[:, mask.any(0)], (0, 2)))
+    np.testing.assert_allclose(found.mean.reshape(5, 2)[mask.any(0)], wanted)
+
+
+class Inlined(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(IN)
+
+    def forward(self, x):
+        return x - self.norm.running_mean
+
+
 ERRORS = {
     "no normalization": (lambda x: (torch.nn.Linear(6, 2), [x], {}), InputError, "has no batch"),
     "no model": (lambda x: (lambda y: y, [x], {}), TypeError, "expected a model of torch.nn"),
@@ -310,6 +366,7 @@ ERRORS = {
         InputError, "not built",
     ),
     "lazy": (lambda x: (torch.nn.LazyBatchNorm1d(), [x], {}), InputError, "not built"),
+    "none called": (lambda x: (Inlined(), [x], {}), InputError, "called none of its batch"),
     "traced": (
         lambda x: (Jitted(), [x], {}), InputError, "jit, vmap, scan or another transformation",
     ),

@@ -162,6 +162,10 @@ def linear(layer: Any) -> Linear | str | None:
 def fits(one: Normalization, layer: Any) -> str:
     """Why the channels are others than the layer's; "" if they are the same."""
     axis = one.module.axis
+    if isinstance(axis, (list, tuple)):
+        if len(axis) > 1:
+            return f"its channels are in axes {axis}"
+        (axis,) = axis
     if isinstance(layer, keras.layers.Dense):
         rank = getattr(getattr(one.module, "input_spec", None), "ndim", None)
         same = axis == -1 or (rank is not None and axis == rank - 1)

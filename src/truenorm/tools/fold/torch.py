@@ -43,7 +43,8 @@ def _hooked(module: nn.Module) -> str:
 def fits(one: Normalization, layer: nn.Module) -> str:
     """Why the channels are others than the layer's; "" if they are the same."""
     axis = getattr(one.module, "axis", None)
-    return "" if axis in (None, 1) else f"its channels are in axis {axis}"
+    known = (None, 1, [1], (1,)) + ((-1,) if isinstance(layer, nn.Linear) else ())
+    return "" if axis in known else f"its channels are in axis {axis}"
 
 
 def linear_in(model: nn.Module) -> Callable[[Any], Linear | str | None]:

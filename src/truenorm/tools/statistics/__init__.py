@@ -100,9 +100,9 @@ def recompute_statistics(model: Any, data: Any, *, layer_by_layer: bool = False)
         number of batches.
 
     Raises:
-        InputError: a ValueError. The model has no batch normalization, or none with statistics, or
-            one is not built; the data are empty, one array, or can be read only once with
-            layer_by_layer=True; an input has values that are not finite, or is traced.
+        InputError: a ValueError. The model has no batch normalization, none with statistics, one
+            that is not built, or calls none; the data are empty, one array, or can be read only
+            once with layer_by_layer=True; an input has values that are not finite, or is traced.
         TypeError: the model is of no known framework; the data or one of its batches are none.
             After any exception, also one of the model, nothing is changed.
     """
@@ -126,6 +126,11 @@ def recompute_statistics(model: Any, data: Any, *, layer_by_layer: bool = False)
             else:
                 collected.wanted = with_statistics
                 collected.read(data, forward)
+        if not collected.totals:
+            raise InputError(
+                "the model called none of its batch normalizations as modules, so that nothing is "
+                "known of their inputs; call them, and not what they are made of."
+            )
         new = {one: collected.result(one) for one in with_statistics if one in collected}
         done = True
     finally:
@@ -180,7 +185,8 @@ class _Collected:
     def result(self, one: Normalization) -> tuple[Array, Array]:
         """The mean and the variance to store."""
         total = self.totals[one]
-        return total.mean, total.variance(self.unbiased)
+        unbiased = getattr(one.module, "unbiased", self.unbiased)
+        return total.mean, total.variance(unbiased)
 
 
 def _in_turn(

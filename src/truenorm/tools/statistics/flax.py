@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -50,8 +51,14 @@ def watched(
             return call(self, x, *args, **options)
         inside.append(self)
         try:
-            see(one, functools.partial(_moments, one, x, options.get("mask")))
-            return call(self, x, **(options | {"use_running_average": True}))
+            bound = inspect.signature(call).bind(self, x, *args, **options).arguments
+            given = bound.pop("kwargs", {}) | bound | {"use_running_average": True}
+            for name in list(bound)[:2]:  # self and x
+                del given[name]
+            residual = given.get("residual")
+            total = x if residual is None else x + residual
+            see(one, functools.partial(_moments, one, total, given.get("mask")))
+            return call(self, x, **given)
         finally:
             inside.pop()
 

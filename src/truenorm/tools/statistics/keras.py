@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -28,11 +29,14 @@ def watched(
     """
 
     def instead(one: Normalization, call: Any, inputs: Any, *args: Any, **options: Any) -> Any:
-        if args:  # training, and mask after it
-            options |= zip(("training", "mask"), args, strict=False)
-        options["training"] = False
-        see(one, functools.partial(_moments, one, inputs, options.get("mask")))
-        return call(inputs, **options)
+        bound = inspect.signature(call).bind(inputs, *args, **options).arguments
+        given = bound.pop("kwargs", {}) | bound | {"training": False}
+        first = given.pop(next(iter(bound)))
+        residual = given.get("residual")
+        mask = given.get("mask", given.get("inputs_mask"))
+        x = first if residual is None else keras.ops.add(first, residual)
+        see(one, functools.partial(_moments, one, x, mask))
+        return call(first, **given)
 
     def forward(batch: Any) -> None:
         model(converted(_inputs(model, batch), keras.ops.convert_to_tensor, ()), training=False)
@@ -77,8 +81,6 @@ def _moments(one: Normalization, x: Any, mask: Any) -> Moments:
             f"the input of {one.name} is traced and has no values ({type(error).__name__}): the "
             "model calls it inside a function that is compiled or vectorized; call it without."
         ) from error
-    if there is not None:
-        there = there[..., None]  # it has all axes but the last one
     return moments(array, one.module.axis, there)
 
 

@@ -1,6 +1,8 @@
 """Mean and variance of values that come in parts, without E[x²] - E[x]²."""
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -35,21 +37,32 @@ class Moments:
         return np.asarray(self.squares / np.maximum(below, 1))
 
 
-def moments(x: Array, axis: int, mask: Array | None = None) -> Moments:
+def kept(axis: int | Sequence[int], rank: int) -> tuple[int, ...]:
+    """The axes of the channels, positive and in order."""
+    several = axis if isinstance(axis, (list, tuple)) else (axis,)
+    return tuple(sorted(int(one) % rank for one in several))
+
+
+def moments(x: Array, axis: int | Sequence[int], mask: Array | None = None) -> Moments:
     """The moments of each channel.
 
     Args:
         x: of any shape and dtype, with the channels along `axis`.
-        axis: of the channels.
-        mask: of a shape that broadcasts to that of x; only values where it is true count.
+        axis: of the channels, or several.
+        mask: only values where it is true count; its shape is a prefix of that of x, or broadcasts
+            to it.
     """
-    channels = np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis])
+    axes = kept(axis, x.ndim)
+    last = tuple(range(x.ndim - len(axes), x.ndim))
+    shape = (-1, math.prod(x.shape[one] for one in axes))
+    channels = np.moveaxis(x, axes, last).reshape(shape)
     if mask is None:
         mean = channels.mean(0, dtype=np.float64)
         squares = np.square(channels - mean).sum(0)
         return Moments(np.full(mean.shape, float(len(channels))), mean, squares)
-    there = np.moveaxis(np.broadcast_to(mask.astype(bool), x.shape), axis, -1)
-    there = there.reshape(channels.shape)
+    if mask.shape == x.shape[: mask.ndim]:
+        mask = mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
+    there = np.moveaxis(np.broadcast_to(mask.astype(bool), x.shape), axes, last).reshape(shape)
     count = there.sum(0, dtype=np.float64)
     mean = np.where(there, channels, 0).sum(0, dtype=np.float64) / np.maximum(count, 1)
     return Moments(count, mean, np.square(np.where(there, channels - mean, 0)).sum(0))

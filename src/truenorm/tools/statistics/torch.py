@@ -2,15 +2,17 @@
 
 import contextlib
 import functools
+import inspect
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from truenorm.core.errors import InputError
-from truenorm.tools.carry.modules import Normalization
+from truenorm.tools.carry.modules import TORCH, Normalization
 from truenorm.tools.statistics.batches import arguments, converted
-from truenorm.tools.statistics.moments import Moments
+from truenorm.tools.statistics.moments import Moments, kept
 from truenorm.tools.statistics.moments import moments as moments_of_array
 
 UNBIASED = True  # what torch's own training stores
@@ -41,8 +43,10 @@ def watched(
         model(*map(move, args), **{name: move(one) for name, one in options.items()})
 
     def before(one: Normalization, module: Any, args: Any, options: Any) -> None:
-        x = args[0] if args else options["input"]
-        see(one, functools.partial(_moments, x, one))
+        bound = inspect.signature(module.forward).bind(*args, **options).arguments
+        x, mask, residual = next(iter(bound.values())), bound.get("mask"), bound.get("residual")
+        x = x if residual is None else x + residual
+        see(one, functools.partial(_moments, x, mask, one))
 
     handles = []
     try:
@@ -54,7 +58,7 @@ def watched(
                     functools.partial(before, one), with_kwargs=True
                 )
             )
-        with torch.no_grad():
+        with torch.no_grad(), _eager(model):
             yield forward
     finally:
         for handle in handles:
@@ -63,16 +67,29 @@ def watched(
             module.training = mode
 
 
+def _eager(model: torch.nn.Module) -> Any:
+    """Where the model is compiled: without that, as what was compiled calls no new hooks."""
+    compiled = any(
+        type(module).__name__ == "OptimizedModule"
+        or getattr(module, "_compiled_call_impl", None) is not None
+        for module in model.modules()
+    )
+    return torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
+
+
 def _moved(value: Any, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, torch.Tensor) else value
 
 
-def _moments(x: torch.Tensor, one: Normalization) -> Moments:
+def _moments(x: torch.Tensor, mask: torch.Tensor | None, one: Normalization) -> Moments:
     axis = getattr(one.module, "axis", None)
-    axis = 1 if axis is None else axis
-    if x.device.type == "mps":  # has no float64
-        return moments_of_array(x.cpu().numpy(), axis)
-    channels = x.movedim(axis, -1).reshape(-1, x.shape[axis]).to(torch.float64)
+    axes = kept(1 if axis is None else axis, x.ndim)
+    if mask is not None or x.device.type == "mps":  # which has no float64
+        there = None if mask is None else mask.cpu().numpy()
+        return moments_of_array(TORCH.read(x), axes, there)
+    last = tuple(range(x.ndim - len(axes), x.ndim))
+    shape = (-1, math.prod(x.shape[one] for one in axes))
+    channels = x.movedim(axes, last).reshape(shape).to(torch.float64)
     if not len(channels):
         raise InputError(f"the input of {one.name} is empty: {tuple(x.shape)}.")
     mean = channels.mean(0)
