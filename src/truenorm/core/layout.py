@@ -44,12 +44,16 @@ class Layout:
             innermost first. The first sum adds whole lanes, or contiguous rows, of the large
             array; the later sums are small.
         count: elements in each group that shares statistics.
+
+    Where nothing is `summed`, but in the derivative, a length that is known only at run time is not
+    cut: padding it costs much, and some programs that models are exported to fail at it.
     """
 
-    def __init__(self, arrays: Any, view: View, shape: Sequence[Any]) -> None:
+    def __init__(self, arrays: Any, view: View, shape: Sequence[Any], summed: bool = True) -> None:
         self.ops = arrays
         self.view = view
         self.shape = shape
+        self.summed = summed
         self.merged = _merge(view, shape)
         self.cuts = [self._cut(axis) for axis in self.merged]
         self.axes = [
@@ -79,6 +83,8 @@ class Layout:
         length, innermost = axis.length, axis is self.merged[-1]
         if not isinstance(length, int):
             if innermost or not axis.reduced or sum(one.run == axis.run for one in self.merged) > 1:
+                return (length,)
+            if not self.summed:
                 return (length,)
             ops = self.ops
             # A trace of PyTorch would make a constant of the padding.

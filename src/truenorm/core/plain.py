@@ -83,7 +83,7 @@ class Plain:
 
         The statistics have gradients too. With a mask, a group whose count is zero yields beta.
         """
-        work = _Work(self.arrays, call, x, mask)
+        work = _Work(self.arrays, call, x, mask, summed=False)
         groups = [work.cast(work.layout.arrange_groups(one)) for one in statistics]
         pivot, rest, power, count = groups
         if call.centered:
@@ -96,12 +96,14 @@ class Plain:
 class _Work:
     """One call on the working arrays of its layout."""
 
-    def __init__(self, arrays: Any, call: Call, x: Tensor, mask: Tensor | None) -> None:
+    def __init__(
+        self, arrays: Any, call: Call, x: Tensor, mask: Tensor | None, summed: bool = True
+    ) -> None:
         self.ops = arrays
         self.call = call
         self.dtype = arrays.dtype(x)
         self.compute_dtype = "float64" if self.dtype == "float64" else "float32"
-        self.layout = Layout(arrays, call.view, arrays.shape(x))
+        self.layout = Layout(arrays, call.view, arrays.shape(x), summed)
         self.x = self.cast(self.layout.arrange(x))
         self.mask = self.layout.arrange_mask(mask, x)
         axes, self.reduced = self.layout.axes, self.layout.reduced
