@@ -34,6 +34,16 @@ def test_activation_and_residual():
     run_examples("docs/fused.md")
 
 
+def test_batch_normalization():
+    names = run_examples("docs/batch.md")
+    x = np.ones((2, 14, 14, 8), "float32")
+    assert np.isfinite(keras.ops.convert_to_numpy(names["model"].layers[1](x))).all()
+    for one, other in zip(
+        names["theirs"].get_weights(), names["model"].layers[1].get_weights(), strict=True
+    ):
+        assert (one == other).all()
+
+
 def test_the_readme(capsys):
     x, parameter = np.ones((4, 6, 8), "float32"), np.ones(8, "float32")
     names = run_examples("README.md", x=x, gamma=parameter, beta=parameter, layer=lambda x: x)

@@ -86,7 +86,7 @@ def test_batch_statistics_in_a_scan():
     if keras.backend.backend() == "jax":
         assert set(reasons("rnn")) == {"batch", "instance"}
         assert "jax.lax.scan" in reasons("rnn")["batch"]
-        with pytest.raises(Exception, match="trains inside of a loop or a checkpoint of JAX"):
+        with pytest.raises(Exception, match="trains inside a function that JAX traces by itself"):
             model.fit(x, y, batch_size=4, verbose=0)
     else:
         assert set(reasons("rnn")) == {"instance"}
