@@ -7,6 +7,9 @@ import keras
 from keras import ops
 from keras.src.backend import get_stateless_scope  # Keras has no public name for it
 
+from truenorm.core.batch import combined
+from truenorm.core.call import Statistics
+
 Tensor = Any
 
 
@@ -44,40 +47,20 @@ def pooled(
 
     Replicas are those of a strategy of TensorFlow, or PyTorch's process group.
     """
-    total = _sum_over_replicas()
-    if total is None:
+    gather = gathered()
+    if gather is None:
         return count, means, variances
-    everything = total(count)
-    rows = ops.maximum(everything, 1)
-    shared = [total(count * mean) / rows for mean in means]
-    spread = [
-        total(count * (variance + ops.square(mean - one))) / rows
-        for variance, mean, one in zip(variances, means, shared, strict=True)
-    ]
-    return everything, shared, spread
-
-
-def _sum_over_replicas() -> Callable[[Tensor], Tensor] | None:
-    """What adds a tensor over the replicas; None where there is one."""
-    match keras.backend.backend():
-        case "tensorflow":
-            import tensorflow as tf
-
-            context = tf.distribute.get_replica_context()
-            if context is not None and context.num_replicas_in_sync > 1:
-                return lambda x: context.all_reduce(tf.distribute.ReduceOp.SUM, x)
-        case "torch":
-            from torch import distributed
-
-            if distributed.is_available() and distributed.is_initialized():
-
-                def total(x: Tensor) -> Tensor:
-                    x = x.clone()
-                    distributed.all_reduce(x)
-                    return x
-
-                return total
-    return None
+    counts = gather(count)
+    found = []
+    for pair in zip(means, variances, strict=True):
+        parts = gather(ops.stack(pair))
+        mean, variance = parts[:, 0], parts[:, 1]
+        zero = ops.zeros_like(mean)
+        sizes = [-1] + [1] * (len(mean.shape) - 1)
+        each = zero + ops.reshape(ops.cast(counts, mean.dtype), sizes)
+        found.append(combined(ops, Statistics(mean, zero, variance, each)))
+    shared = [one.mean + one.rest for one in found]
+    return ops.sum(counts), shared, [one.variance for one in found]
 
 
 def gathered() -> Callable[[Tensor], Tensor] | None:
