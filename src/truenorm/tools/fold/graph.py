@@ -104,6 +104,7 @@ class Plan:
         linear: tells of a layer what is linear in it, or None of another, or why it cannot be used.
         fits: tells why a normalization and a layer have not the same channels; "" where they do.
         layers: the layers that take something in, each with its new numbers, by identity.
+        read: what `linear` told of each layer, by identity: it copies the kernel.
         removed: the normalizations that are no longer needed.
         folded, left: for the report.
     """
@@ -111,6 +112,7 @@ class Plan:
     linear: Callable[[Any], Linear | str | None]
     fits: Callable[[Normalization, Any], str]
     layers: dict[int, tuple[Any, Linear]] = dataclasses.field(default_factory=dict)
+    read: dict[int, Linear | str | None] = dataclasses.field(default_factory=dict)
     removed: list[Normalization] = dataclasses.field(default_factory=list)
     folded: list[Folded] = dataclasses.field(default_factory=list)
     left: list[tuple[str, str]] = dataclasses.field(default_factory=list)
@@ -145,9 +147,14 @@ class Plan:
                 return
         graph.take_out(call)
 
+    def _linear(self, layer: Any) -> Linear | str | None:
+        if id(layer) not in self.read:
+            self.read[id(layer)] = self.linear(layer)
+        return self.read[id(layer)]
+
     def _alone(self, graph: Graph, layer: Call, other: Call, what: str) -> str:
         """Why the layer cannot take anything in, for where it stands; "" where it can."""
-        if layer.module is None or self.linear(layer.module) is None:
+        if layer.module is None or self._linear(layer.module) is None:
             return f"{what}, which is not linear in a way that is known"
         if len(graph.of(layer.module)) != 1:
             return f"{what}, which is called in several places"
@@ -159,8 +166,7 @@ class Plan:
         self, one: Normalization, numbers: Affine, layer: Any, name: str, *, after: bool
     ) -> str:
         """Fold it into this layer, which stands next to it; returns why not, or ""."""
-        known = self.layers.get(id(layer))
-        linear = self.linear(layer) if known is None else known[1]
+        linear = self._linear(layer)
         if linear is None:
             return f"{name} is a {type(layer).__name__}, which cannot take it in"
         if isinstance(linear, str):

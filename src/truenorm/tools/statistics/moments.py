@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from truenorm.core.view import canonical_axes
+
 Array = np.ndarray[Any, Any]
 
 
@@ -37,12 +39,6 @@ class Moments:
         return np.asarray(self.squares / np.maximum(below, 1))
 
 
-def kept(axis: int | Sequence[int], rank: int) -> tuple[int, ...]:
-    """The axes of the channels, positive and in order."""
-    several = axis if isinstance(axis, (list, tuple)) else (axis,)
-    return tuple(sorted(int(one) % rank for one in several))
-
-
 def moments(x: Array, axis: int | Sequence[int], mask: Array | None = None) -> Moments:
     """The moments of each channel.
 
@@ -52,7 +48,7 @@ def moments(x: Array, axis: int | Sequence[int], mask: Array | None = None) -> M
         mask: only values where it is true count; its shape is a prefix of that of x, or broadcasts
             to it.
     """
-    axes = kept(axis, x.ndim)
+    axes = canonical_axes(axis, x.ndim)
     last = tuple(range(x.ndim - len(axes), x.ndim))
     shape = (-1, math.prod(x.shape[one] for one in axes))
     channels = np.moveaxis(x, axes, last).reshape(shape)

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from truenorm.core.errors import InputError
+from truenorm.core.view import canonical_axes
 from truenorm.tools.carry.modules import TORCH, Normalization
 from truenorm.tools.statistics.batches import arguments, converted
-from truenorm.tools.statistics.moments import Moments, kept
+from truenorm.tools.statistics.moments import Moments
 from truenorm.tools.statistics.moments import moments as moments_of_array
 
 UNBIASED = True  # what torch's own training stores
@@ -83,7 +84,7 @@ def _moved(value: Any, device: torch.device) -> Any:
 
 def _moments(x: torch.Tensor, mask: torch.Tensor | None, one: Normalization) -> Moments:
     axis = getattr(one.module, "axis", None)
-    axes = kept(1 if axis is None else axis, x.ndim)
+    axes = canonical_axes(1 if axis is None else axis, x.ndim)
     if mask is not None or x.device.type == "mps":  # which has no float64
         there = None if mask is None else mask.cpu().numpy()
         return moments_of_array(TORCH.read(x), axes, there)
