@@ -1,5 +1,6 @@
 """Batch normalization for JAX."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import batch_definition
 import truenorm.jax as tn
 from truenorm.core.batch import Renorm
 
@@ -17,30 +19,7 @@ IMPLEMENTATIONS = [None, "plain", "native"]
 EPSILON = 1e-5
 
 
-def defined(x, scale, bias, axes, mask=None):
-    """y, the mean and the biased variance in float64 (Ioffe and Szegedy, 2015)."""
-    x, scale, bias = (np.asarray(one).astype(np.float64) for one in (x, scale, bias))
-    others = tuple(i for i in range(x.ndim) if i not in axes)
-    real = np.ones(x.shape, bool) if mask is None else np.broadcast_to(mask, x.shape)
-    n = real.sum(others, keepdims=True)
-    mean = np.where(real, x, 0).sum(others, keepdims=True) / n
-    variance = (np.where(real, x - mean, 0) ** 2).sum(others, keepdims=True) / n
-    sizes = [x.shape[i] if i in axes else 1 for i in range(x.ndim)]
-    y = (x - mean) / np.sqrt(variance + EPSILON) * scale.reshape(sizes) + bias.reshape(sizes)
-    return y, mean.reshape(scale.shape), variance.reshape(scale.shape)
-
-
-def gradients(x, scale, bias, cotangent, axes):
-    """Those of x, scale and bias."""
-    x, scale, cotangent = (np.asarray(one).astype(np.float64) for one in (x, scale, cotangent))
-    others = tuple(i for i in range(x.ndim) if i not in axes)
-    sizes = [x.shape[i] if i in axes else 1 for i in range(x.ndim)]
-    xhat, _, variance = defined(x, np.ones_like(scale), np.zeros_like(scale), axes)
-    rstd = 1 / np.sqrt(variance.reshape(sizes) + EPSILON)
-    g = cotangent * scale.reshape(sizes)
-    means = [one.mean(others, keepdims=True) for one in (g, g * xhat)]
-    dx = rstd * (g - means[0] - xhat * means[1])
-    return dx, (cotangent * xhat).sum(others), cotangent.sum(others), rstd
+defined = functools.partial(batch_definition.defined, epsilon=EPSILON)
 
 
 def numbers(shape, axes, mean=0.0, dtype=jnp.float32):
@@ -84,7 +63,7 @@ def test_training_is_the_definition(shape, axes, mean, implementation):
     offset = np.asarray(bias).reshape(sizes)
     allowed = 2e-6 * np.maximum(1, abs(wanted - offset) + abs(offset))
     assert (abs(np.asarray(y, np.float64) - wanted) <= allowed).all()
-    dx, dscale, dbias, rstd = gradients(x, scale, bias, cotangent, axes)
+    dx, dscale, dbias, rstd = batch_definition.gradients(x, scale, cotangent, axes, EPSILON)
     found = pullback(cotangent)
     g = (abs(np.asarray(cotangent)) * abs(np.asarray(scale)).reshape(sizes)).max()
     assert (abs(np.asarray(found[0]) - dx) <= 4e-6 * g * rstd).all()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import batch_definition
 import truenorm.torch as tn
 from promise import BACKWARD, DIGITS, FORWARD, last_place
 from truenorm.core.batch import Renorm
@@ -18,26 +19,10 @@ EPS = 1e-5
 
 
 def defined(x, gamma, beta, cotangent, axes, mask=None):
-    """y, the gradients of x, gamma and beta, the mean, the variance and 1 / sd.
-
-    Ioffe and Szegedy, 2015: `axes` are those of the channels, and all others are reduced.
-    """
-    others = tuple(i for i in range(x.ndim) if i not in axes)
-    real = np.ones(x.shape, bool) if mask is None else np.broadcast_to(mask, x.shape)
-    n = np.maximum(real.sum(others, keepdims=True), 1)
-    mean = np.where(real, x, 0).sum(others, keepdims=True) / n
-    centered = x - mean
-    variance = np.where(real, centered**2, 0).sum(others, keepdims=True) / n
-    rstd = 1 / np.sqrt(variance + EPS)
-    xhat = centered * rstd
-    sizes = [x.shape[i] if i in axes else 1 for i in range(x.ndim)]
-    scale = gamma.reshape(sizes)
-    y = xhat * scale + beta.reshape(sizes)
-    g = cotangent * scale
-    sums = [one.sum(others, keepdims=True) / n for one in (g, g * xhat)]
-    dx = rstd * (g - np.where(real, sums[0] + xhat * sums[1], 0))
-    dgamma = (cotangent * xhat).sum(others)
-    return y, dx, dgamma, cotangent.sum(others), mean, variance, rstd
+    """What `batch_definition` says; the mean and the variance have the rank of x."""
+    y, mean, variance = batch_definition.defined(x, gamma, beta, axes, mask, epsilon=EPS)
+    dx, dgamma, dbeta, rstd = batch_definition.gradients(x, gamma, cotangent, axes, EPS, mask)
+    return y, dx, dgamma, dbeta, mean.reshape(rstd.shape), variance.reshape(rstd.shape), rstd
 
 
 def numbers(shape, dtype=torch.float32, mean=0.0, seed=0):
