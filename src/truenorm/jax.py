@@ -159,19 +159,17 @@ def batch_norm(
     mean, var = (
         None if one is None else _array(name, one) for name, one in (("mean", mean), ("var", var))
     )
-    shapes = {k: None if v is None else v.shape for k, v in {"mean": mean, "var": var}.items()}
-    arguments.check_moving(call, x.shape, shapes, use_running_average)
+    shapes = [None if one is None else one.shape for one in (mean, var)]
+    arguments.check_moving(
+        call, x.shape, shapes[0], shapes[1], use_running_average, ("mean", "var")
+    )
     if use_running_average:
         assert mean is not None
         assert var is not None
         y = batch.infer(FRONT, implementation, call, x, mean, var, scale, bias, residual)
         return y, (mean, var)
-    virtual = arguments.check_virtual(virtual_batch_size)
-    if virtual is not None and axis_name is not None:
-        raise ValueError(
-            f"virtual_batch_size={virtual} and axis_name={axis_name!r} contradict each other: "
-            "statistics are over less than the batch, or over more; choose one."
-        )
+    devices = None if axis_name is None else f"axis_name={axis_name!r}"
+    virtual = arguments.check_virtual(virtual_batch_size, devices)
     gather = functools.partial(_gather, axis_name, axis_index_groups) if axis_name else None
     y, statistics = batch.train(
         FRONT, implementation, call, x, scale, bias, mask, residual,

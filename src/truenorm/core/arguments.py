@@ -137,7 +137,7 @@ def prepare(
         TypeError: an axis, or the number of groups, is not an integer.
     """
     epsilon = check_epsilon(epsilon, names.epsilon)
-    if kind.axis_is == "channels" and kind.name != "batch":  # whose channels may be several axes
+    if kind.axis_is == "channels":
         axis = check_single_axis(axis)
     if kind.groups:
         groups = check_group_count(groups, names.groups)
@@ -155,25 +155,35 @@ def prepare(
 
 
 def check_moving(
-    call: Call, shape: Shape, given: dict[str, Shape | None], needed: bool, name: str = "x"
+    call: Call,
+    shape: Shape,
+    mean: Shape | None,
+    variance: Shape | None,
+    needed: bool,
+    names: tuple[str, str],
+    x: str = "x",
 ) -> None:
     """Raise ValueError unless both moving statistics fit x of this shape, or there are none.
 
-    `given` are their names and shapes; `needed` says that there must be some.
+    `needed` says that there must be some; `names` are the front's for them.
     """
-    missing = [one for one, size in given.items() if size is None]
-    if missing and (needed or len(missing) < len(given)):
+    given = dict(zip(names, (mean, variance), strict=True))
+    missing = [name for name, size in given.items() if size is None]
+    if missing and (needed or len(missing) == 1):
         raise ValueError(
             f"{' and '.join(missing)} must not be None where the moving statistics are used; "
             f"expected the shape {brief(call.view.parameter_shape(shape))}."
         )
-    for statistic, size in given.items():
+    for name, size in given.items():
         if size is not None:
-            _check_parameter(statistic, call.view, shape, size, name)
+            _check_parameter(name, call.view, shape, size, x)
 
 
-def check_virtual(size: Any, name: str = "virtual_batch_size") -> int | None:
-    """Return the samples of a virtual batch as given, or raise unless None or 1 and more."""
+def check_virtual(size: Any, devices: str | None = None) -> int | None:
+    """Return the samples of a virtual batch as given, or raise unless None or 1 and more.
+
+    `devices` is the argument that asks for statistics over devices, as it was passed.
+    """
     if size is None:
         return None
     try:
@@ -181,9 +191,16 @@ def check_virtual(size: Any, name: str = "virtual_batch_size") -> int | None:
             raise TypeError
         count = operator.index(size)
     except TypeError:
-        raise TypeError(f"{name}={brief(size)} must be an integer, or None.") from None
+        raise TypeError(f"virtual_batch_size={brief(size)} must be an integer, or None.") from None
     if count < 1:
-        raise ValueError(f"{name}={brief(size)} must be 1 or more, or None for the whole batch.")
+        raise ValueError(
+            f"virtual_batch_size={brief(size)} must be 1 or more, or None for the whole batch."
+        )
+    if devices is not None:
+        raise ValueError(
+            f"virtual_batch_size={count} and {devices} contradict each other: statistics are over "
+            "less than the batch, or over more; choose one."
+        )
     return count
 
 

@@ -101,10 +101,9 @@ def _train(
     renorm: Renorm | None,
 ) -> tuple[Tensor, Statistics]:
     arrays = front.arrays
-    alone = Call(call.view, call.centered, 0.0)
     # Where they are of x alone the fused pair has their derivative.
     operand = arrays.stop_gradient(x) if gather is None else x
-    statistics = engine.compute(front, implementation, "moments", alone, operand, mask)
+    statistics = engine.compute(front, implementation, "moments", call.alone or call, operand, mask)
     if gather is not None:
         parts = gather(arrays.stack(list(statistics)))
         statistics = combined(arrays, Statistics(*(parts[:, i] for i in range(4))))

@@ -35,7 +35,8 @@ class Kind:
         partition: which axes share statistics, as a function of the input's shape, the axis, the
             groups, and the first axis that may be named: 1 where axis 0 holds samples that no
             layer may mix, else 0.
-        axis_is: what the argument `axis` names: "channels" or "statistics".
+        axis_is: what the argument `axis` names: "channels", which are one axis, "channel axes",
+            which may be several, or "statistics".
         axis: its default; None is all axes but the first and the last.
         centered: whether the mean is subtracted; else the statistic is the root mean square.
         epsilon: each front's default; None is the dtype's own, the smallest x with 1 + x > 1.
@@ -114,7 +115,7 @@ KINDS = {
     for kind in (
         Kind(
             "batch", "Batch normalization", "BatchNormalization", "BatchNorm2d", "BatchNorm",
-            _batch, "channels", -1,
+            _batch, "channel axes", -1,
             True, {"keras": 1e-3, "torch": 1e-5, "flax": 1e-5},
             ("gamma", "beta"), True, False,
             "Ioffe and Szegedy, 2015, arXiv:1502.03167",

@@ -82,9 +82,9 @@ class Layout:
         """
         length, innermost = axis.length, axis is self.merged[-1]
         if not isinstance(length, int):
-            if innermost or not axis.reduced or sum(one.run == axis.run for one in self.merged) > 1:
+            if innermost or not axis.reduced or not self.summed:
                 return (length,)
-            if not self.summed:
+            if sum(one.run == axis.run for one in self.merged) > 1:
                 return (length,)
             ops = self.ops
             # A trace of PyTorch would make a constant of the padding.

@@ -208,6 +208,10 @@ class NormalizationLayer(RoundedOnce):
             implementation=self.implementation,
             **self.partition(),
         )
+        return self.finished(outputs, residual)
+
+    def finished(self, outputs: Any, residual: Any) -> Any:
+        """The outputs in the layer's dtype; with a residual the sum beside them, as it is."""
         if residual is None:
             return self.rounded(outputs)
         outputs, total = outputs

@@ -123,12 +123,8 @@ class BatchNormalization(NormalizationLayer):
         self.renorm_clipping = _clipping(renorm_clipping) if renorm else None
         self.renorm_momentum = _share("renorm_momentum", renorm_momentum)
         self.synchronized = synchronized
-        self.virtual_batch_size = check_virtual(virtual_batch_size)
-        if synchronized and virtual_batch_size is not None:
-            raise ValueError(
-                f"virtual_batch_size={virtual_batch_size} and synchronized=True contradict each "
-                "other: statistics are over less than the batch, or over more; choose one."
-            )
+        devices = "synchronized=True" if synchronized else None
+        self.virtual_batch_size = check_virtual(virtual_batch_size, devices)
         self.frozen = frozen
         self.unbiased = unbiased
         self.moving_mean: Any = None
@@ -223,10 +219,7 @@ class BatchNormalization(NormalizationLayer):
             variance = keras.ops.convert_to_tensor(self.moving_variance)
             operands = (x, mean, variance, gamma, beta, total)
             y = batch.infer(ops.FRONT, self.implementation, call, *operands)
-        if residual is None:
-            return self.rounded(y)
-        y, total = y
-        return self.rounded(y), total
+        return self.finished(y, residual)
 
     def compute_output_spec(  # type: ignore[override]
         self,

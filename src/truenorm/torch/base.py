@@ -1,10 +1,12 @@
 """What truenorm's modules for PyTorch share."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from truenorm.core import arguments, engine
+from truenorm.core.view import integer_axes
 
 
 class Base:
@@ -59,6 +61,12 @@ class Base:
             if given is not None and is_lazy(getattr(self, name)):
                 getattr(self, name).materialize(given.shape)
         super()._load_from_state_dict(state_dict, prefix, *rest)  # type: ignore[misc]
+
+
+def kept_axes(axis: int | Sequence[int]) -> int | tuple[int, ...]:
+    """Axis or axes as a module keeps them: plain integers, a tuple where several were given."""
+    axes = integer_axes(axis)
+    return axes if isinstance(axis, (list, tuple)) else axes[0]
 
 
 def is_lazy(one: Any) -> bool:

@@ -6,9 +6,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from truenorm.core import arguments
-from truenorm.core.view import integer_axes
+from truenorm.core.view import canonical_axes
 from truenorm.torch import functional
-from truenorm.torch.base import Base, more
+from truenorm.torch.base import Base, kept_axes, more
 from truenorm.torch.functional import Result
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm"]
@@ -90,9 +90,7 @@ class _BatchNorm(Base):
             known, eps, momentum, affine, track_running_stats,
             device=device, dtype=dtype, **kwargs,
         )  # fmt: skip
-        axes = integer_axes(axis)
-        axis = axes if isinstance(axis, (list, tuple)) else axes[0]
-        self._set_options(eps, axis, activation, implementation)
+        self._set_options(eps, kept_axes(axis), activation, implementation)
         self.virtual_batch_size = arguments.check_virtual(virtual_batch_size)
         self.unbiased = unbiased
         self.frozen = frozen
@@ -138,8 +136,7 @@ class _BatchNorm(Base):
 
     def _see(self, input: Tensor) -> None:
         """Take num_features from the input, the first one."""
-        axes = sorted(axis % input.ndim for axis in integer_axes(self.axis))
-        sizes = tuple(input.shape[axis] for axis in axes)
+        sizes = tuple(input.shape[one] for one in canonical_axes(self.axis, input.ndim))
         self.num_features = sizes[0] if len(sizes) == 1 else sizes
         self._materialize(sizes)
 

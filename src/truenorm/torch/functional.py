@@ -13,6 +13,7 @@ sum input + residual, rounded to their dtype, is normalized in the place of the 
 result is the pair (y, sum).
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -43,6 +44,7 @@ Result: TypeAlias = Tensor | Any  # a Tensor, or with a residual a pair of them
 
 FRONT = engine.Front(arrays, (native.engine("torch"), triton.engine("torch"), Plain(arrays)))
 _surrounded = remembered(arguments.surrounded)
+_check_moving = remembered(arguments.check_moving)
 _NAMES = arguments.Names("input", "weight", "bias", "num_groups", "eps")
 
 
@@ -141,25 +143,14 @@ def batch_norm(
     call, mask = _checked(
         "batch", input, weight, bias, mask, axis, None, None, eps, activation, residual
     )
-    running = {"running_mean": running_mean, "running_var": running_var}
-    shapes = {name: None if one is None else tuple(one.shape) for name, one in running.items()}
-    arguments.check_moving(call, input.shape, shapes, not training, _NAMES.x)
+    _check_running(call, input, running_mean, running_var, not training)
     if not training:
         operands = (input, running_mean, running_var, weight, bias, residual)
         return batch.infer(FRONT, implementation, call, *operands)
-    virtual = arguments.check_virtual(virtual_batch_size)
-    gather: batch.Gather | None = None
-    if synchronize and arrays.processes(process_group) > 1:
-        if virtual is not None:
-            raise ValueError(
-                f"virtual_batch_size={virtual} and synchronize=True contradict each other: "
-                "statistics are over less than the batch, or over more; choose one."
-            )
-
-        def gather(t: Tensor) -> Tensor:
-            return arrays.gather(t, process_group)
-
-    else:
+    several = synchronize and arrays.processes(process_group) > 1
+    virtual = arguments.check_virtual(virtual_batch_size, "synchronize=True" if several else None)
+    gather = functools.partial(arrays.gather, group=process_group) if several else None
+    if not several:
         _check_several(call, input, virtual)
     y, statistics = batch.train(
         FRONT, implementation, call, input, weight, bias, mask, residual,
@@ -184,6 +175,14 @@ def _check_several(call: Call, input: Tensor, virtual: int | None) -> None:
             "Expected more than 1 value per channel when training, got input of shape "
             f"{tuple(input.shape)}: its variance is zero. Pass larger batches, or call eval()."
         )
+
+
+def _check_running(
+    call: Call, input: Tensor, mean: Tensor | None, var: Tensor | None, needed: bool
+) -> None:
+    """Raise ValueError unless running statistics fit the input, or there are none."""
+    shapes = [None if one is None else one.shape for one in (mean, var)]
+    _check_moving(call, input.shape, *shapes, needed, ("running_mean", "running_var"), _NAMES.x)
 
 
 def _move(
@@ -227,7 +226,6 @@ def instance_norm(
     Returns, raises: as `group_norm`; and
         ValueError: running statistics are needed and missing, or of another shape.
     """
-    running = {"running_mean": running_mean, "running_var": running_var}
     if use_input_stats and running_mean is None and running_var is None:
         return _compute(
             "instance", input, weight, bias, mask, axis, -1, None, eps, implementation,
@@ -238,8 +236,7 @@ def instance_norm(
         kind, input, weight, bias, mask, axis, -1 if use_input_stats else None, None, eps,
         activation, residual,
     )  # fmt: skip
-    shapes = {name: None if one is None else tuple(one.shape) for name, one in running.items()}
-    arguments.check_moving(call, input.shape, shapes, not use_input_stats, _NAMES.x)
+    _check_running(call, input, running_mean, running_var, not use_input_stats)
     if not use_input_stats:
         operands = (input, running_mean, running_var, weight, bias, residual)
         return batch.infer(FRONT, implementation, call, *operands)

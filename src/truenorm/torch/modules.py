@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from truenorm.core import arguments
 from truenorm.core.view import canonical_axes, channel_view, integer_axes
 from truenorm.torch import functional
-from truenorm.torch.base import Base, more
+from truenorm.torch.base import Base, kept_axes, more
 from truenorm.torch.functional import Result
 
 __all__ = [
@@ -100,7 +100,7 @@ def _axes(axis: Axis | None, shape: Any, sizes: tuple[int, ...]) -> int | tuple[
             f"axis={axis!r} names {len(axes)} axes, but normalized_shape={sizes} has the sizes of "
             f"{len(sizes)}; give one size for each normalized axis."
         )
-    return axes if isinstance(axis, (list, tuple)) else axes[0]
+    return kept_axes(axis)
 
 
 class _OverAxes(Base):

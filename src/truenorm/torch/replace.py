@@ -292,10 +292,7 @@ def _synchronized(module: nn.Module) -> tuple[nn.Module | None, str]:
         return None, "it takes statistics over virtual batches"
     if isinstance(module, batch_norm.SyncBatchNorm):
         return None, "it is synchronized"
-    if not isinstance(module, tuple(_SAME.values())):
-        vars(module).update(axis=1, activation=None, implementation=None)
-    module.__class__ = batch_norm.SyncBatchNorm
-    vars(module).setdefault("process_group", None)
+    module.__class__ = batch_norm.SyncBatchNorm  # which has defaults for what torch.nn's has not
     return module, ""
 
 

@@ -405,11 +405,11 @@ def _explain_one(name: str, shape: Shape, given: dict[str, Any]) -> Explanation:
     axis = given.get("axis", kind.default_axis(rank))
     groups = given.get("groups", 32 if kind.groups else None)
     try:
-        if kind.axis_is == "channels" and isinstance(axis, (list, tuple)) and len(axis) == 1:
+        if kind.axis_is != "statistics" and isinstance(axis, (list, tuple)) and len(axis) == 1:
             axis = axis[0]
         if kind.groups:
             groups = check_group_count(groups)
-        if kind.axis_is == "channels":
+        if kind.axis_is != "statistics":
             axis = check_single_axis(axis)
         view = kind.view(shape, axis, groups, first=1)
     except (ValueError, TypeError) as error:
