@@ -277,11 +277,10 @@ def normalize(
 
     `learned_epsilon` is a tensor of one number in the place of epsilon.
     """
-    call, x, mask, residual = prepared(
+    call, x, gamma, beta, mask, residual = prepared(
         kind, x, gamma, beta, mask,
         axis=axis, epsilon=epsilon, groups=groups, activation=activation, residual=residual,
     )  # fmt: skip
-    gamma, beta = _convert("gamma", gamma), _convert("beta", beta)
     return engine.normalize(
         FRONT, implementation, call, x, gamma, beta, mask, learned_epsilon, residual
     )
@@ -299,9 +298,12 @@ def prepared(
     groups: int | None = None,
     activation: str | None = None,
     residual: Tensor | None = None,
-) -> tuple[Call, Tensor, Tensor | None, Tensor | None]:
-    """The call; and x, mask and residual as the backend's tensors, once all are checked."""
-    x, mask = _convert("x", x), _convert("mask", mask)
+) -> tuple[Call, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """The call; and x, gamma, beta, mask and residual as the backend's tensors, all checked."""
+    x, gamma, beta, mask = (
+        _convert(name, one)
+        for name, one in (("x", x), ("gamma", gamma), ("beta", beta), ("mask", mask))
+    )
     shapes = [None if one is None else tuple(one.shape) for one in (x, gamma, beta, mask)]
     call = _prepare(kind, *shapes, axis, groups, epsilon)
     if kind.groups and groups != -1 and x.shape[call.view.parameter_axes[-1]] is None:
@@ -309,7 +311,7 @@ def prepared(
     if activation is not None or residual is not None:
         residual = _convert("residual", residual)
         call = _surrounded(call, activation, _described(residual), _described(x))
-    return call, x, mask, residual
+    return call, x, gamma, beta, mask, residual
 
 
 def _described(tensor: Any) -> tuple[tuple[int | None, ...], str] | None:

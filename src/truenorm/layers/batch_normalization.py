@@ -189,16 +189,12 @@ class BatchNormalization(NormalizationLayer):
             has the dtype of the inputs, or the layer's where that is wider.
         """
         mask = inputs_mask if mask is None else mask
-        call, x, mask, total = ops.prepared(
+        call, x, gamma, beta, mask, total = ops.prepared(
             self.kind, self.widened(inputs), self.gamma, self.beta,
             mask if self.use_mask else None, axis=self.axis, epsilon=self.epsilon,
             activation=self.activation,
             residual=None if residual is None else self.widened(residual),
         )  # fmt: skip
-        gamma, beta = (
-            None if one is None else keras.ops.convert_to_tensor(one)
-            for one in (self.gamma, self.beta)
-        )
         if training and self.trainable and not self.frozen:
             if self.virtual_batch_size is not None and x.shape[0] is None:
                 raise ValueError(
