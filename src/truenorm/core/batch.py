@@ -101,6 +101,9 @@ def _train(
     renorm: Renorm | None,
 ) -> tuple[Tensor, Statistics]:
     arrays = front.arrays
+    if gather is None and renorm is None:
+        y, statistics = engine.measure(front, implementation, call, x, gamma, beta, mask)
+        return y, statistics
     # Where they are of x alone the fused pair has their derivative.
     operand = arrays.stop_gradient(x) if gather is None else x
     statistics = engine.compute(front, implementation, "moments", call.alone or call, operand, mask)

@@ -1,14 +1,18 @@
 """Which engine computes a call: the plain formula, or fused kernels for CPUs or for GPUs.
 
-An engine is an object, or a module, with a `name` and three functions of a `Call` and tensors:
+An engine is an object, or a module, with a `name` and four functions of a `Call` and tensors:
 
     normalize(call, x, gamma, beta, mask, epsilon)      y
     moments(call, x, mask)                              `Statistics`
     apply(call, x, statistics, gamma, beta, mask)       y, of these statistics
+    measure(call, x, gamma, beta, mask)                 y, and the `Statistics` it was made with
 
-`normalize` is the other two in one. An engine either computes what it is asked, or returns the
-reason why it does not, a str. `implementation=None` takes the fastest engine that has no reason; a
-name takes exactly that one, or raises with its reason.
+`normalize` is the two halves in one. `measure` is that too, for who needs the numbers besides:
+its statistics are constant to every derivative.
+
+An engine either computes what it is asked, or returns the reason why it does not, a str.
+`implementation=None` takes the fastest engine that has no reason; a name takes exactly that one,
+or raises with its reason.
 
 What a call has around the normalization, a residual and an activation, is done here, before and
 after the engine, except what its `fuses` names, a frozenset of "residual" and of activations (an
@@ -16,7 +20,7 @@ engine need not have it). Such an engine gets a call with that, and is called
 
     normalize(call, x, gamma, beta, mask, epsilon, residual)     y, or (y, s) with a residual
 
-`apply` never gets such a call.
+The other three never get such a call.
 """
 
 import contextlib
@@ -153,6 +157,25 @@ def apply(
     return _completed(front, implementation, around, statistics, gamma, beta, mask)
 
 
+def measure(
+    front: Front,
+    implementation: str | None,
+    call: Call,
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    mask: Tensor | None = None,
+) -> Any:
+    """As `normalize` without a residual: the pair of y and the statistics of x.
+
+    These are constant to every derivative. gamma and beta are of the same rank.
+    """
+    if call.alone is None:
+        return compute(front, implementation, "measure", call, x, gamma, beta, mask)
+    around = _Around(front.arrays, "measure", call, x, None)
+    return _completed(front, implementation, around, gamma, beta, mask)
+
+
 def _completed(front: Front, implementation: str | None, around: Any, *operands: Any) -> Any:
     front = Front(front.arrays, [_Completed(engine, around) for engine in front.engines])
     return compute(front, implementation, "computed", *operands)
@@ -241,8 +264,12 @@ class _Completed:
             result = compute(asked, x, *operands, around.residual if adds else None)
         if isinstance(result, str):
             return result
+        measures = around.step == "measure"
+        result, statistics = result if measures else (result, None)
         y, s = result if adds else (result, s)
         if activation is not None:
             y = activate(arrays, activation, y)
             y = arrays.cast(y, around.dtype) if widened else y
+        if measures:
+            return y, statistics
         return y if around.residual is None else (y, s)

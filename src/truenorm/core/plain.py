@@ -61,14 +61,22 @@ class Plain:
         They are in float64 for float64 and float32 otherwise. The arguments are `normalize`'s.
         """
         work = _Work(self.arrays, call, x, mask)
-        pivot, rest, power, count = work.moments()
-        zero = self.arrays.zeros_like(power)
-        if not call.centered:
-            pivot = rest = zero
-        # Rounding can take it below zero where a group is constant.
-        power = self.arrays.where(power > 0, power, zero * power)
-        full = [pivot, rest, power, zero + count]
-        return Statistics(*(work.layout.flatten_groups(one) for one in full))
+        return work.statistics(work.moments())
+
+    def measure(
+        self,
+        call: Call,
+        x: Tensor,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        mask: Tensor | None = None,
+    ) -> tuple[Tensor, Statistics]:
+        """What `normalize` and `moments` give, the statistics constant to every derivative."""
+        work = _Work(self.arrays, call, x, mask)
+        moments = work.moments()
+        found = work.statistics(moments)
+        statistics = Statistics(*(self.arrays.stop_gradient(one) for one in found))
+        return work.affine(moments, gamma, beta, None), statistics
 
     def apply(
         self,
@@ -186,6 +194,17 @@ class _Work:
             root = share**0.5 if mask is None else self.spread(share**0.5, reduced)
             power = self.total(ops.square(self.real(self.x) * root), reduced)
         return pivot, rest, power - rest * rest, count
+
+    def statistics(self, moments: tuple[Any, Any, Tensor, Any]) -> Statistics:
+        """The same as flat arrays of one number for each group."""
+        pivot, rest, power, count = moments
+        zero = self.ops.zeros_like(power)
+        if not self.call.centered:
+            pivot = rest = zero
+        # Rounding can take it below zero where a group is constant.
+        power = self.ops.where(power > 0, power, zero * power)
+        full = [pivot, rest, power, zero + count]
+        return Statistics(*(self.layout.flatten_groups(one) for one in full))
 
     def affine(
         self,

@@ -25,7 +25,7 @@ class Missing:
         """The reason."""
         return self.reason
 
-    moments = apply = normalize
+    moments = apply = measure = normalize
 
 
 @functools.cache

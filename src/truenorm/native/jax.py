@@ -124,6 +124,21 @@ def moments(call: Call, x: jax.Array, mask: jax.Array | None = None) -> Statisti
     return Statistics(mean, rest, variance, jnp.full_like(variance, r0 * r1))
 
 
+def measure(
+    call: Call,
+    x: jax.Array,
+    gamma: jax.Array | None,
+    beta: jax.Array | None,
+    mask: jax.Array | None = None,
+) -> tuple[jax.Array, Statistics] | str:
+    """As `Plain.measure`, or why not."""
+    statistics = moments(call, jax.lax.stop_gradient(x), mask)
+    y = normalize(call, x, gamma, beta, mask)
+    if isinstance(statistics, str) or isinstance(y, str):
+        return statistics if isinstance(statistics, str) else y
+    return y, statistics
+
+
 def apply(
     call: Call,
     x: jax.Array,

@@ -132,6 +132,21 @@ def moments(call: Call, x: tf.Tensor, mask: tf.Tensor | None = None) -> Statisti
     return Statistics(mean, rest, variance, tf.fill(variance.shape, tf.cast(r0 * r1, mean.dtype)))
 
 
+def measure(
+    call: Call,
+    x: tf.Tensor,
+    gamma: tf.Tensor | None,
+    beta: tf.Tensor | None,
+    mask: tf.Tensor | None = None,
+) -> tuple[tf.Tensor, Statistics] | str:
+    """As `Plain.measure`, or why not."""
+    statistics = moments(call, tf.stop_gradient(x), mask)
+    y = normalize(call, x, gamma, beta, mask)
+    if isinstance(statistics, str) or isinstance(y, str):
+        return statistics if isinstance(statistics, str) else y
+    return y, statistics
+
+
 def apply(
     call: Call,
     x: tf.Tensor,

@@ -139,6 +139,21 @@ def moments(call: Call, x: torch.Tensor, mask: torch.Tensor | None = None) -> St
     return Statistics(mean, rest, variance, torch.full_like(variance, sizes[1] * sizes[3]))
 
 
+def measure(
+    call: Call,
+    x: torch.Tensor,
+    gamma: torch.Tensor | None,
+    beta: torch.Tensor | None,
+    mask: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, Statistics] | str:
+    """As `Plain.measure`, or why not."""
+    statistics = moments(call, x.detach(), mask)
+    y = normalize(call, x, gamma, beta, mask)
+    if isinstance(statistics, str) or isinstance(y, str):
+        return statistics if isinstance(statistics, str) else y
+    return y, statistics
+
+
 def apply(
     call: Call,
     x: torch.Tensor,
