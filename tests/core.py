@@ -91,19 +91,17 @@ class Core:
         return misaligned(np.zeros(like.shape, like.dtype), self.offset)
 
     def moments(self, x):
-        """The statistics and the variance alone."""
+        """The statistics alone."""
         x = self.arrange(x)
         statistics = np.zeros((self.groups, 3), self.compute)
-        variance = np.zeros(self.groups, self.compute)
         check(
             load()[0].truenorm_forward(
-                ctypes.byref(self.call), address(x), None, None, None, address(statistics),
-                address(variance), None,
+                ctypes.byref(self.call), address(x), None, None, None, address(statistics), None
             )
-        )  # fmt: skip
-        return statistics, variance
+        )
+        return statistics
 
-    def forward(self, x, gamma, beta, statistics=None, variance=None):
+    def forward(self, x, gamma, beta, statistics=None):
         x, gamma, beta = self.arrange(x), self.parameter(gamma), self.parameter(beta)
         y = self.empty(x)
         if statistics is None:
@@ -111,7 +109,7 @@ class Core:
         check(
             load()[0].truenorm_forward(
                 ctypes.byref(self.call), address(x), address(gamma), address(beta), address(y),
-                address(statistics), address(variance), None,
+                address(statistics), None,
             )
         )  # fmt: skip
         return y.transpose(self.recipe.inverse), statistics

@@ -283,21 +283,21 @@ class Columns {
     for (int64_t j = t.lanes; j < t.width; ++j) lanes[j] = lanes[j - t.lanes];
   }
 
-  // Write the three statistics of each group to all its lanes.
+  // Write to all lanes of each group its statistics, and what follows from the third.
   void statistics_to_lanes(const Tile& t, const S* statistics, S* high, S* low, S* rstd) const {
     const S* from = statistics + 3 * t.group;
     if (t.groups == t.width) return separate(t.groups, from, high, low, rstd);
-    S* const to[] = {high, low, rstd};
-    for (int which = 0; which < 3; ++which)
-      to_lanes(t, to[which], [&](int64_t g) { return from[3 * g + which]; });
+    to_lanes(t, high, [&](int64_t g) { return from[3 * g]; });
+    to_lanes(t, low, [&](int64_t g) { return from[3 * g + 1]; });
+    to_lanes(t, rstd, [&](int64_t g) { return rstd_of(p_, from[3 * g + 2]); });
   }
   // A loop that compilers turn into vectors.
-  static void separate(int64_t count, const S* __restrict from, S* __restrict high,
-                       S* __restrict low, S* __restrict rstd) {
+  void separate(int64_t count, const S* __restrict from, S* __restrict high,
+                       S* __restrict low, S* __restrict rstd) const {
     for (int64_t g = 0; g < count; ++g) {
       high[g] = from[3 * g];
       low[g] = from[3 * g + 1];
-      rstd[g] = from[3 * g + 2];
+      rstd[g] = rstd_of(p_, from[3 * g + 2]);
     }
   }
 

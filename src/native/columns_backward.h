@@ -43,7 +43,7 @@ class BackwardColumns : Columns<T> {
           start(t, lanes);
           for (int64_t j = 0; j < 2 * width; ++j) lanes.sum[j] = 0;
           products(t, this->all(), lanes, lanes.sum, lanes.product);
-          if (!shape_.by_row) to_parameters(t, lanes.sum, lanes.product, parameters, task);
+          if (!shape_.by_row) to_parameters(t, lanes.sum, lanes.product, lanes, parameters, task);
           to_statistics(t, lanes.sum, lanes.product, lanes);
           project_lanes(t, lanes.sum, lanes.product, lanes);
           apply(t, this->all(), this->to_next(t, u), lanes, parameters, task);
@@ -79,8 +79,8 @@ class BackwardColumns : Columns<T> {
       for (int64_t i = 1; i < chunks_; ++i)
         for (int64_t j = 0; j < 2 * width; ++j) first[j] += first[i * 2 * width + j];
       const Tile t = this->tile(u);
-      if (!shape_.by_row) to_parameters(t, first, first + width, parameters, 0);
-      if (dstatistics_) start(t, lanes);
+      start(t, lanes);
+      if (!shape_.by_row) to_parameters(t, first, first + width, lanes, parameters, 0);
       to_statistics(t, first, first + width, lanes);
     }
     done = done && run_all(executor_, tasks, [&](int64_t task) {
@@ -178,13 +178,13 @@ class BackwardColumns : Columns<T> {
   }
 
   // The gradients of gamma and beta where these are the same in all rows.
-  void to_parameters(const Tile& t, const double* sum, const double* product,
+  void to_parameters(const Tile& t, const double* sum, const double* product, const Lanes& l,
                      const ParameterSums& parameters, int64_t part) const {
     if (!wanted_) return;
     const int64_t first = this->slice_parameter(t);
-    this->for_parameters(t, [&](int64_t j, int64_t g, int64_t at) {
-      const S* s = statistics_ + 3 * (t.group + g);
-      parameters.add(part, first + at, double(s[2]) * (product[j] - double(s[1]) * sum[j]), sum[j]);
+    this->for_parameters(t, [&](int64_t j, int64_t, int64_t at) {
+      const double to_gamma = l.rstd[j] * (product[j] - double(l.low[j]) * sum[j]);
+      parameters.add(part, first + at, to_gamma, sum[j]);
     });
   }
 

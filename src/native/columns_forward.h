@@ -17,7 +17,6 @@ class ForwardColumns : Columns<T> {
         beta_(static_cast<const S*>(f.beta)),
         y_(static_cast<T*>(f.y)),
         statistics_(static_cast<S*>(f.statistics)),
-        variance_(static_cast<S*>(f.variance)),
         past_(this->streams(y_)) {}
 
   bool run() {
@@ -125,15 +124,13 @@ class ForwardColumns : Columns<T> {
   // Returns whether a pivot was too far from its mean.
   bool statistics(const Tile& t, const S* pivot, const double* sum, const double* squares) const {
     if (t.groups == t.width)
-      return finish(p_, t.groups, pivot, sum, squares, statistics_ + 3 * t.group,
-                    variance_ ? variance_ + t.group : nullptr);
+      return finish(p_, t.groups, pivot, sum, squares, statistics_ + 3 * t.group);
     bool far = false;
     for (int64_t g = 0; g < t.groups; ++g) {
       Moments m;
       m.sum = this->over_group(t, g, [&](int64_t j) { return sum[j]; });
       m.squares = this->over_group(t, g, [&](int64_t j) { return squares[j]; });
-      far |= finish(p_, pivot[g * p_.size[3]], m, statistics_ + 3 * (t.group + g),
-                    variance_ ? variance_ + t.group + g : nullptr);
+      far |= finish(p_, pivot[g * p_.size[3]], m, statistics_ + 3 * (t.group + g));
     }
     return far;
   }
@@ -268,7 +265,7 @@ class ForwardColumns : Columns<T> {
 
   const S* beta_;
   T* y_;
-  S *statistics_, *variance_;
+  S* statistics_;
   const bool past_;
 };
 

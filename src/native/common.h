@@ -72,7 +72,7 @@ class Scratch {
 struct Forward {
   const Problem& p;
   const void *x, *gamma, *beta;
-  void *y, *statistics, *variance;  // y null: statistics alone
+  void *y, *statistics;  // y null: statistics alone
   const truenorm_executor* executor;
 };
 struct Backward {
@@ -117,23 +117,27 @@ struct Moments {
 static inline float root(float number) { return __builtin_sqrtf(number); }
 static inline double root(double number) { return __builtin_sqrt(number); }
 
-// The three statistics of a group and its variance, from its moments about a pivot; and whether
-// the pivot was so far from the mean that the moments lost digits: then they are taken again about
-// the mean.
+// What x - mean is multiplied by.
+template <class S>
+static inline S rstd_of(const Problem& p, S variance) {
+  return 1 / root(S(variance + p.epsilon));
+}
+
+// The three statistics of a group, from its moments about a pivot; and whether the pivot was so far
+// from the mean that the moments lost digits: then they are taken again about the mean.
 template <class S>
 struct Statistics {
-  S high, low, rstd, variance;
+  S high, low, variance;
   bool far;
 
   // `part` is 1 / n.
-  Statistics(bool centered, double part, double epsilon, S pivot, double sum, double squares) {
+  Statistics(bool centered, double part, S pivot, double sum, double squares) {
     const double rest = centered ? sum * part : 0;
     const double found = squares * part - rest * rest, v = found < 0 ? 0 : found;
     const double mean = pivot + rest, taken = mean - pivot;
     high = S(mean);
     // What rounding took from the mean; where S is double, what it took from the sum counts too.
     low = S((mean - double(high)) + ((pivot - (mean - taken)) + (rest - taken)));
-    rstd = 1 / root(S(v + epsilon));
     variance = S(v);
     // In float64 there is no wider type for the sums, so the pivot must be the mean, nearly.
     far = (rest * rest > (sizeof(S) == 8 ? 1e-6 : 4.0) * v) & (high != pivot);
@@ -144,14 +148,13 @@ struct Statistics {
 // whether any pivot was too far. A loop that compilers turn into vectors.
 template <bool centered, class S>
 static inline bool in_lines(const Problem& p, int64_t count, const S* pivot, const double* sum,
-                            const double* squares, S* high, S* low, S* rstd, S* variance) {
-  const double part = 1 / double(p.count), epsilon = p.epsilon;
+                            const double* squares, S* high, S* low, S* variance) {
+  const double part = 1 / double(p.count);
   int far = false;
   for (int64_t g = 0; g < count; ++g) {
-    const Statistics<S> one(centered, part, epsilon, pivot[g], sum[g], squares[g]);
+    const Statistics<S> one(centered, part, pivot[g], sum[g], squares[g]);
     high[g] = one.high;
     low[g] = one.low;
-    rstd[g] = one.rstd;
     variance[g] = one.variance;
     far |= one.far;
   }
@@ -161,32 +164,31 @@ static inline bool in_lines(const Problem& p, int64_t count, const S* pivot, con
 // The same, written group after group.
 template <bool centered, class S>
 static inline bool finish_groups(const Problem& p, int64_t count, const S* pivot, const double* sum,
-                                 const double* squares, S* statistics, S* variance) {
+                                 const double* squares, S* statistics) {
   constexpr int64_t kSome = 32;
   bool far = false;
   for (int64_t from = 0; from < count; from += kSome) {
     const int64_t some = least(kSome, count - from);
-    S high[kSome], low[kSome], rstd[kSome], v[kSome];
-    far |= in_lines<centered>(p, some, pivot + from, sum + from, squares + from, high, low, rstd, v);
+    S high[kSome], low[kSome], variance[kSome];
+    far |= in_lines<centered>(p, some, pivot + from, sum + from, squares + from, high, low, variance);
     S* __restrict to = statistics + 3 * from;
     for (int64_t g = 0; g < some; ++g) {
       to[3 * g] = high[g];
       to[3 * g + 1] = low[g];
-      to[3 * g + 2] = rstd[g];
+      to[3 * g + 2] = variance[g];
     }
-    for (int64_t g = 0; variance && g < some; ++g) variance[from + g] = v[g];
   }
   return far;
 }
 template <class S>
 static inline bool finish(const Problem& p, int64_t count, const S* pivot, const double* sum,
-                          const double* squares, S* statistics, S* variance) {
-  return p.centered ? finish_groups<true>(p, count, pivot, sum, squares, statistics, variance)
-                    : finish_groups<false>(p, count, pivot, sum, squares, statistics, variance);
+                          const double* squares, S* statistics) {
+  return p.centered ? finish_groups<true>(p, count, pivot, sum, squares, statistics)
+                    : finish_groups<false>(p, count, pivot, sum, squares, statistics);
 }
 template <class S>
-static inline bool finish(const Problem& p, S pivot, Moments m, S* statistics, S* variance) {
-  return finish(p, 1, &pivot, &m.sum, &m.squares, statistics, variance);
+static inline bool finish(const Problem& p, S pivot, Moments m, S* statistics) {
+  return finish(p, 1, &pivot, &m.sum, &m.squares, statistics);
 }
 
 // What follows from the sums of a group's gradient g = gamma * dy, and of g * (x - high), where high
@@ -202,7 +204,7 @@ struct Projector {
   explicit Projector(const Problem& p)
       : given(p.given), centered(p.centered), part(1 / double(p.count)) {}
 
-  // `low` and `rstd` are the second and the third of the statistics.
+  // `low` is the second of the statistics, and `rstd` follows from the third.
   Projection operator()(double g, double gx, double low, double rstd) const {
     if (given) return {0, 0};
     const double slope = -rstd * rstd * rstd * (gx - low * g) * part;

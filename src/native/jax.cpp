@@ -107,7 +107,7 @@ ffi::Error forward(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer gamma,
                    int64_t groups, double epsilon, bool centered) {
   const auto compute = [&](truenorm_call* call, const truenorm_executor* executor) {
     return truenorm_forward(call, x.untyped_data(), gamma.untyped_data(), beta.untyped_data(),
-                            y->untyped_data(), statistics->untyped_data(), nullptr, executor);
+                            y->untyped_data(), statistics->untyped_data(), executor);
   };
   return run(pool, x, {factors, groups, epsilon, centered}, compute);
 }
@@ -126,11 +126,11 @@ ffi::Error backward(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer gamma
 }
 
 ffi::Error moments(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Result<ffi::AnyBuffer> statistics,
-                   ffi::Result<ffi::AnyBuffer> variance, ffi::Span<const int64_t> factors,
-                   int64_t groups, double epsilon, bool centered) {
+                   ffi::Span<const int64_t> factors, int64_t groups, double epsilon,
+                   bool centered) {
   const auto compute = [&](truenorm_call* call, const truenorm_executor* executor) {
     return truenorm_forward(call, x.untyped_data(), nullptr, nullptr, nullptr,
-                            statistics->untyped_data(), variance->untyped_data(), executor);
+                            statistics->untyped_data(), executor);
   };
   return run(pool, x, {factors, groups, epsilon, centered}, compute);
 }
@@ -142,7 +142,7 @@ ffi::Error apply(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer gamma, f
   const auto compute = [&](truenorm_call* call, const truenorm_executor* executor) {
     call->flags |= TRUENORM_GIVEN;
     return truenorm_forward(call, x.untyped_data(), gamma.untyped_data(), beta.untyped_data(),
-                            y->untyped_data(), statistics.untyped_data(), nullptr, executor);
+                            y->untyped_data(), statistics.untyped_data(), executor);
   };
   return run(pool, x, {factors, groups, epsilon, centered}, compute);
 }
@@ -189,7 +189,7 @@ TRUENORM_EXPORT int truenorm_jax_interface_minor() { return XLA_FFI_API_MINOR; }
 TRUENORM_HANDLER(forward, TRUENORM_IN TRUENORM_IN TRUENORM_IN TRUENORM_OUT TRUENORM_OUT)
 TRUENORM_HANDLER(backward, TRUENORM_IN TRUENORM_IN TRUENORM_IN TRUENORM_IN TRUENORM_OUT TRUENORM_OUT
                                TRUENORM_OUT)
-TRUENORM_HANDLER(moments, TRUENORM_IN TRUENORM_OUT TRUENORM_OUT)
+TRUENORM_HANDLER(moments, TRUENORM_IN TRUENORM_OUT)
 TRUENORM_HANDLER(apply, TRUENORM_IN TRUENORM_IN TRUENORM_IN TRUENORM_IN TRUENORM_OUT)
 TRUENORM_HANDLER(apply_backward, TRUENORM_IN TRUENORM_IN TRUENORM_IN TRUENORM_IN TRUENORM_OUT
                                      TRUENORM_OUT TRUENORM_OUT TRUENORM_OUT)

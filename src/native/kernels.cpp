@@ -31,8 +31,8 @@ static bool backward_of(const Backward& b) {
 
 // Both return whether there was memory enough.
 bool forward(const Problem& p, const void* x, const void* gamma, const void* beta, void* y,
-             void* statistics, void* variance, const truenorm_executor* executor) {
-  const Forward f{p, x, gamma, beta, y, statistics, variance, executor};
+             void* statistics, const truenorm_executor* executor) {
+  const Forward f{p, x, gamma, beta, y, statistics, executor};
   switch (p.dtype) {
     case TRUENORM_FLOAT32: return forward_of<float>(f);
     case TRUENORM_FLOAT64: return forward_of<double>(f);

@@ -160,7 +160,7 @@ class BackwardRows {
 
   void to_parameters(const ParameterSums& parameters, int64_t part, int64_t row, int64_t at,
                      double sum, double product) const {
-    const double low = statistics_[3 * row + 1], rstd = statistics_[3 * row + 2];
+    const double low = statistics_[3 * row + 1], rstd = rstd_of(p_, statistics_[3 * row + 2]);
     parameters.add(part, at, rstd * (product - low * sum), sum);
   }
 
@@ -187,7 +187,7 @@ class BackwardRows {
     T* dx = dx_ + row * n_;
     const int64_t first = shape_.offset(row);
     const S high = statistics_[3 * row], low = statistics_[3 * row + 1];
-    const S rstd = statistics_[3 * row + 2];
+    const S rstd = rstd_of(p_, statistics_[3 * row + 2]);
     const S slope = S(projection.slope), constant = S(projection.constant);
     shape_.segments(begin, end, [&](const Segment& s) {
       const int64_t n = s.end - s.begin, at = first + s.parameter;
@@ -240,7 +240,7 @@ class BackwardRows {
   }
 
   Projection project_row(int64_t row, Sums sums) const {
-    const double low = statistics_[3 * row + 1], rstd = statistics_[3 * row + 2];
+    const double low = statistics_[3 * row + 1], rstd = rstd_of(p_, statistics_[3 * row + 2]);
     const Projector project(p_);
     if (dstatistics_)
       project.to_statistics(sums.g, sums.product, low, rstd, dstatistics_ + 2 * row);

@@ -94,10 +94,10 @@ static void row_affine_each(const T* x, T* y, int64_t n, int64_t next, S high, S
 
 // The elements begin to end of a row.
 template <bool past, class T, class S = typename Compute<T>::type>
-static void row_forward(const RowShape& shape, int64_t row, int64_t begin, int64_t end,
-                        int64_t next, const T* x, const S* gamma, const S* beta,
+static void row_forward(const Problem& p, const RowShape& shape, int64_t row, int64_t begin,
+                        int64_t end, int64_t next, const T* x, const S* gamma, const S* beta,
                         const S* statistics, T* y) {
-  const S high = statistics[0], rstd = statistics[2];
+  const S high = statistics[0], rstd = rstd_of(p, statistics[2]);
   const double low = statistics[1];
   const int64_t first = shape.offset(row);
   shape.segments(begin, end, [&](const Segment& s) {
@@ -122,13 +122,13 @@ static void row_forward(const RowShape& shape, int64_t row, int64_t begin, int64
 }
 
 template <class T, class S = typename Compute<T>::type>
-static void row_forward(bool past, const RowShape& shape, int64_t row, int64_t begin, int64_t end,
-                        int64_t next, const T* x, const S* gamma, const S* beta,
-                        const S* statistics, T* y) {
+static void row_forward(bool past, const Problem& p, const RowShape& shape, int64_t row,
+                        int64_t begin, int64_t end, int64_t next, const T* x, const S* gamma,
+                        const S* beta, const S* statistics, T* y) {
   if (past)
-    row_forward<true>(shape, row, begin, end, next, x, gamma, beta, statistics, y);
+    row_forward<true>(p, shape, row, begin, end, next, x, gamma, beta, statistics, y);
   else
-    row_forward<false>(shape, row, begin, end, next, x, gamma, beta, statistics, y);
+    row_forward<false>(p, shape, row, begin, end, next, x, gamma, beta, statistics, y);
 }
 
 // Rows that stay in the cache are whole tasks; longer ones, or few, are cut into chunks.
@@ -141,7 +141,7 @@ static bool forward_rows(const Forward& f) {
   const T* x = static_cast<const T*>(f.x);
   T* y = static_cast<T*>(f.y);
   const S *gamma = static_cast<const S*>(f.gamma), *beta = static_cast<const S*>(f.beta);
-  S *statistics = static_cast<S*>(f.statistics), *variance = static_cast<S*>(f.variance);
+  S* statistics = static_cast<S*>(f.statistics);
   const bool past = row_streams(p, shape, y);
 
   const bool whole = n * int64_t(sizeof(T)) <= kCacheBytes &&
@@ -154,15 +154,14 @@ static bool forward_rows(const Forward& f) {
         const T* from = x + row * n;
         S* to = statistics + 3 * row;
         if (!p.given) {
-          S* own = variance ? variance + row : nullptr;
           const S pivot = p.centered ? row_pivot<T, S>(from, n) : S(0);
-          if (finish(p, pivot, row_moments(from, n, pivot), to, own)) {
+          if (finish(p, pivot, row_moments(from, n, pivot), to)) {
             const S mean = to[0];
-            finish(p, mean, row_moments(from, n, mean), to, own);
+            finish(p, mean, row_moments(from, n, mean), to);
           }
         }
         if (y)
-          row_forward(past, shape, row, 0, n, to_next<T>(row, stop, n, 1), from, gamma, beta, to,
+          row_forward(past, p, shape, row, 0, n, to_next<T>(row, stop, n, 1), from, gamma, beta, to,
                       y + row * n);
       }
       if (past) end_of_stream();
@@ -192,7 +191,7 @@ static bool forward_rows(const Forward& f) {
         m.sum += partial[i].sum;
         m.squares += partial[i].squares;
       }
-      far |= finish(p, pivot(row), m, statistics + 3 * row, variance ? variance + row : nullptr);
+      far |= finish(p, pivot(row), m, statistics + 3 * row);
     }
   }
   if (!y) return true;
@@ -200,7 +199,7 @@ static bool forward_rows(const Forward& f) {
   return run_all(f.executor, rows * chunks, [&](int64_t task) {
     task = rows * chunks - 1 - task;
     const int64_t row = task / chunks, begin = task % chunks * chunk;
-    row_forward(past, shape, row, begin, least(n, begin + chunk), 0, x + row * n, gamma, beta,
+    row_forward(past, p, shape, row, begin, least(n, begin + chunk), 0, x + row * n, gamma, beta,
                 statistics + 3 * row, y + row * n);
     if (past) end_of_stream();
     return true;

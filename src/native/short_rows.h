@@ -21,11 +21,11 @@ class ShortRows {
   static bool forward(const Forward& f) {
     const ShortRows r(f.p, f.x, f.gamma);
     const S* beta = static_cast<const S*>(f.beta);
-    S *statistics = static_cast<S*>(f.statistics), *variance = static_cast<S*>(f.variance);
+    S* statistics = static_cast<S*>(f.statistics);
     const int64_t blocks = ceil_div(r.rows_, kRows), some = r.blocks_per_task();
     return run_all(f.executor, ceil_div(blocks, some), [&](int64_t task) {
       for (int64_t b = task * some; b < least(blocks, (task + 1) * some); ++b)
-        r.forward_block(b * kRows, beta, static_cast<T*>(f.y), statistics, variance);
+        r.forward_block(b * kRows, beta, static_cast<T*>(f.y), statistics);
       return true;
     });
   }
@@ -129,7 +129,7 @@ class ShortRows {
 
   // The statistics of a block, about a pivot for each row. Returns whether one was too far.
   bool take_statistics(const Block& x, const Line& pivot, int64_t rows, Line& high, Line& low,
-                       Line& rstd, Line& variance) const {
+                       Line& variance) const {
     alignas(64) double sum[kRows] = {}, squares[kRows] = {};
     for (int64_t j = 0; j < kRows; j += kLanes<T>) {
       V s = {}, q = {};
@@ -142,26 +142,34 @@ class ShortRows {
       add_to(squares + j, q);
     }
     return (p_.centered ? in_lines<true, S> : in_lines<false, S>)(
-        p_, rows, pivot.at, sum, squares, high.at, low.at, rstd.at, variance.at);
+        p_, rows, pivot.at, sum, squares, high.at, low.at, variance.at);
   }
 
+  // Of rows that are not there the variance is one, for what is computed of them to be finite.
   void read_statistics(const S* statistics, int64_t first, int64_t which, Line& line) const {
     const int64_t rows = least(kRows, rows_ - first);
     for (int64_t r = 0; r < kRows; ++r)
-      line.at[r] = r < rows ? statistics[3 * (first + r) + which] : S(0);
+      line.at[r] = r < rows ? statistics[3 * (first + r) + which] : S(which == 2);
   }
 
-  void forward_block(int64_t first, const S* beta, T* y, S* statistics, S* variance) const {
+  // A loop that compilers turn into vectors.
+  Line deviations(const Line& variance) const {
+    Line rstd;
+    for (int64_t r = 0; r < kRows; ++r) rstd.at[r] = rstd_of(p_, variance.at[r]);
+    return rstd;
+  }
+
+  void forward_block(int64_t first, const S* beta, T* y, S* statistics) const {
     Block x;
-    Line high, low = {}, rstd = {};
+    Line high, low = {}, variance = {};
     read_rows(x_, first, x);
     if (p_.given) {
       read_statistics(statistics, first, 0, high);
       read_statistics(statistics, first, 1, low);
-      read_statistics(statistics, first, 2, rstd);
+      read_statistics(statistics, first, 2, variance);
     } else {
       const int64_t rows = least(kRows, rows_ - first);
-      Line pivot, found;
+      Line pivot;
       for (int64_t j = 0; j < kRows; j += kLanes<T>) {
         const V v = p_.centered ? pivot_of(n_, [&](int64_t i) { return x.vector(i, j); }) : V{};
         __builtin_memcpy(high.at + j, &v, sizeof v);
@@ -169,17 +177,17 @@ class ShortRows {
       bool far = true;
       for (int pass = 0; pass < 2 && far; ++pass) {
         pivot = high;
-        far = take_statistics(x, pivot, rows, high, low, rstd, found);
+        far = take_statistics(x, pivot, rows, high, low, variance);
       }
       for (int64_t r = 0; r < rows; ++r) {
         S* to = statistics + 3 * (first + r);
         to[0] = high.at[r];
         to[1] = low.at[r];
-        to[2] = rstd.at[r];
-        if (variance) variance[first + r] = found.at[r];
+        to[2] = variance.at[r];
       }
     }
     if (!y) return;
+    const Line rstd = deviations(variance);
     for (int64_t j = 0; j < kRows; j += kLanes<T>) {
       const V h = high.vector(j), a = rstd.vector(j), b = -low.vector(j) * a;
       for (int64_t i = 0; i < n_; ++i) {
@@ -194,12 +202,13 @@ class ShortRows {
   void backward_block(int64_t first, const T* cotangent, const S* statistics, T* dx, S* dstatistics,
                       WideSum<T>* to_gamma, WideSum<T>* to_beta) const {
     Block x, dy;
-    Line high, low, rstd, slope, constant;
+    Line high, low, variance, slope, constant;
     read_rows(x_, first, x);
     read_rows(cotangent, first, dy);
     read_statistics(statistics, first, 0, high);
     read_statistics(statistics, first, 1, low);
-    read_statistics(statistics, first, 2, rstd);
+    read_statistics(statistics, first, 2, variance);
+    const Line rstd = deviations(variance);
     double sum[kRows] = {}, product[kRows] = {};
     for (int64_t j = 0; j < kRows; j += kLanes<T>) {
       V a = {}, b = {};

@@ -3,15 +3,14 @@
 //
 //     TruenormForward(x: T, gamma: S, beta: S) -> y: T, statistics: S
 //     TruenormBackward(x: T, gamma: S, dy: T, statistics: S) -> dx: T, dgamma: S, dbeta: S
-//     TruenormMoments(x: T) -> statistics: S, variance: S
+//     TruenormMoments(x: T) -> statistics: S
 //     TruenormApply(x: T, gamma: S, beta: S, statistics: S) -> y: T
 //     TruenormApplyBackward(x: T, gamma: S, dy: T, statistics: S)
 //         -> dx: T, dgamma: S, dbeta: S, dstatistics: S
 //
 // with the attributes factors, groups, epsilon (the bits of a double, since an attribute of type
 // float has fewer) and centered. Shapes are filled in when a kernel runs, so unknown ones need
-// nothing. Where the plain formula took the place of TruenormForward the statistics are zeros, and
-// TruenormBackward takes them itself.
+// nothing.
 
 #include <cstring>
 #include <string>
@@ -239,7 +238,7 @@ void forward(void* attributes, TF_OpKernelContext* context) {
   TF_Tensor* statistics = tensors.output(1, type == kDouble ? kDouble : kFloat, {groups, 3});
   if (!tensors.good()) return;
   tensors.good(truenorm_forward(&call, api.data(x), api.data(gamma), api.data(beta), api.data(y),
-                                api.data(statistics), nullptr, nullptr));
+                                api.data(statistics), nullptr));
 }
 
 void backward(void* attributes, TF_OpKernelContext* context) {
@@ -254,24 +253,9 @@ void backward(void* attributes, TF_OpKernelContext* context) {
   TF_Tensor* dbeta = tensors.output(2, api.type(gamma), parameters);
   if (!tensors.good()) return;
   const truenorm_call call = make_call(*static_cast<Attributes*>(attributes), type, shape);
-  void* given = api.data(statistics);
-  std::vector<double> taken;  // where they are floats, twice the room
-  int64_t groups = 0, count = 0;
-  if (!tensors.good(truenorm_sizes(&call, &groups, &count))) return;
-  const auto first_rstd = [&] {
-    return type == kDouble ? static_cast<double*>(given)[2] : static_cast<float*>(given)[2];
-  };
-  if (groups && first_rstd() == 0) {
-    taken.resize(static_cast<size_t>(groups) * 3);
-    given = taken.data();
-    // dx, which is written last, has room for y.
-    if (!tensors.good(truenorm_forward(&call, api.data(x), nullptr, nullptr, api.data(dx), given,
-                                       nullptr, nullptr)))
-      return;
-  }
-  tensors.good(truenorm_backward(&call, api.data(x), api.data(gamma), api.data(dy), given,
-                                 api.data(dx), api.data(dgamma), api.data(dbeta), nullptr,
-                                 nullptr));
+  tensors.good(truenorm_backward(&call, api.data(x), api.data(gamma), api.data(dy),
+                                 api.data(statistics), api.data(dx), api.data(dgamma),
+                                 api.data(dbeta), nullptr, nullptr));
 }
 
 void moments(void* attributes, TF_OpKernelContext* context) {
@@ -284,10 +268,9 @@ void moments(void* attributes, TF_OpKernelContext* context) {
   int64_t groups = 0, parameters = 0;
   if (!tensors.good(truenorm_sizes(&call, &groups, &parameters))) return;
   TF_Tensor* statistics = tensors.output(0, compute, {groups, 3});
-  TF_Tensor* variance = tensors.output(1, compute, {groups});
   if (!tensors.good()) return;
   tensors.good(truenorm_forward(&call, api.data(x), nullptr, nullptr, nullptr,
-                                api.data(statistics), api.data(variance), nullptr));
+                                api.data(statistics), nullptr));
 }
 
 // y of given statistics.
@@ -302,7 +285,7 @@ void apply(void* attributes, TF_OpKernelContext* context) {
   TF_Tensor* y = tensors.output(0, api.type(x), shape);
   if (!tensors.good()) return;
   tensors.good(truenorm_forward(&call, api.data(x), api.data(gamma), api.data(beta), api.data(y),
-                                api.data(statistics), nullptr, nullptr));
+                                api.data(statistics), nullptr));
 }
 
 void apply_backward(void* attributes, TF_OpKernelContext* context) {
@@ -371,8 +354,7 @@ const char* define_all() {
              forward_shapes, forward) &&
       define("TruenormBackward", {"x: T", "gamma: S", "dy: T", "statistics: S"},
              {"dx: T", "dgamma: S", "dbeta: S"}, backward_shapes, backward) &&
-      define("TruenormMoments", {"x: T"}, {"statistics: S", "variance: S"}, moments_shapes,
-             moments) &&
+      define("TruenormMoments", {"x: T"}, {"statistics: S"}, moments_shapes, moments) &&
       define("TruenormApply", {"x: T", "gamma: S", "beta: S", "statistics: S"}, {"y: T"},
              forward_shapes, apply) &&
       define("TruenormApplyBackward", {"x: T", "gamma: S", "dy: T", "statistics: S"},

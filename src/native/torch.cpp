@@ -4,7 +4,7 @@
 //     truenorm::forward(x, gamma, beta, recipe, groups, epsilon, centered) -> (y, statistics)
 //     truenorm::backward(x, gamma, dy, statistics, recipe, groups, epsilon, centered)
 //         -> (dx, dgamma, dbeta)
-//     truenorm::moments(x, recipe, groups, epsilon, centered) -> (statistics, variance)
+//     truenorm::moments(x, recipe, groups, epsilon, centered) -> statistics
 //     truenorm::apply(x, gamma, beta, statistics, recipe, groups, epsilon, centered) -> y
 //     truenorm::apply_backward(x, gamma, dy, statistics, recipe, groups, epsilon, centered)
 //         -> (dx, dgamma, dbeta, dstatistics)
@@ -228,7 +228,7 @@ void forward(Value* stack, uint64_t, uint64_t) {
   const int64_t shape[] = {group_count(call), 3};
   Owned y(call.rank, call.shape, x.dtype()), statistics(2, shape, call.compute_dtype());
   raise(truenorm_forward(&call, x.data(), gamma.data(), beta.data(), y.data(), statistics.data(),
-                         nullptr, Executor().get()));
+                         Executor().get()));
   stack[0] = y.give();
   stack[1] = statistics.give();
 }
@@ -237,11 +237,10 @@ void moments(Value* stack, uint64_t, uint64_t) {
   const Owned x(stack[0]);
   const Call call(x, stack + 1);
   const int64_t shape[] = {group_count(call), 3};
-  Owned statistics(2, shape, call.compute_dtype()), variance(1, shape, call.compute_dtype());
+  Owned statistics(2, shape, call.compute_dtype());
   raise(truenorm_forward(&call, x.data(), nullptr, nullptr, nullptr, statistics.data(),
-                         variance.data(), Executor().get()));
+                         Executor().get()));
   stack[0] = statistics.give();
-  stack[1] = variance.give();
 }
 
 // A call whose statistics are given: as many as x has groups.
@@ -259,7 +258,7 @@ void apply(Value* stack, uint64_t, uint64_t) {
   const Call call = given(Call(x, stack + 4), statistics);
   Owned y(call.rank, call.shape, x.dtype());
   raise(truenorm_forward(&call, x.data(), gamma.data(), beta.data(), y.data(), statistics.data(),
-                         nullptr, Executor().get()));
+                         Executor().get()));
   stack[0] = y.give();
 }
 
@@ -314,7 +313,7 @@ TRUENORM_EXPORT const char* truenorm_torch_register() {
           ") -> (Tensor, Tensor)",
       std::string("backward(Tensor x, Tensor gamma, Tensor dy, Tensor statistics, ") + options +
           ") -> (Tensor, Tensor, Tensor)",
-      std::string("moments(Tensor x, ") + options + ") -> (Tensor, Tensor)",
+      std::string("moments(Tensor x, ") + options + ") -> Tensor",
       std::string("apply(Tensor x, Tensor gamma, Tensor beta, Tensor statistics, ") + options +
           ") -> Tensor",
       std::string("apply_backward(Tensor x, Tensor gamma, Tensor dy, Tensor statistics, ") +

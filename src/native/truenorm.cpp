@@ -16,7 +16,7 @@ namespace truenorm {
 #define TRUENORM_DECLARE(ISA)                                                                   \
   namespace ISA {                                                                               \
   bool forward(const Problem&, const void* x, const void* gamma, const void* beta, void* y,     \
-               void* statistics, void* variance, const truenorm_executor*);                     \
+               void* statistics, const truenorm_executor*);                                     \
   bool backward(const Problem&, const void* x, const void* gamma, const void* dy,               \
                 const void* statistics, void* dx, void* dgamma, void* dbeta, void* dstatistics, \
                 const truenorm_executor*);                                                      \
@@ -127,21 +127,19 @@ int truenorm_sizes(const truenorm_call* call, int64_t* groups, int64_t* paramete
 }
 
 int truenorm_forward(const truenorm_call* call, const void* x, const void* gamma, const void* beta,
-                     void* y, void* statistics, void* variance,
-                     const truenorm_executor* executor) {
+                     void* y, void* statistics, const truenorm_executor* executor) {
   Problem p;
   if (check(call, &p)) return 1;
   const int64_t storage = bytes_of(p.dtype), compute = storage == 8 ? 8 : 4;
   if (p.elements == 0) {
     if (!p.given && statistics) std::memset(statistics, 0, size_t(p.groups * 3 * compute));
-    if (variance) std::memset(variance, 0, size_t(p.groups * compute));
     return 0;
   }
   if (!x || !statistics || (!y && p.given)) return fail("a null pointer was passed");
   if (!aligned(x, storage) || !aligned(y, storage) || !aligned(gamma, compute) ||
-      !aligned(beta, compute) || !aligned(statistics, compute) || !aligned(variance, compute))
+      !aligned(beta, compute) || !aligned(statistics, compute))
     return fail("a pointer is not aligned to its element size");
-  return kernels()->forward(p, x, gamma, beta, y, statistics, variance, executor)
+  return kernels()->forward(p, x, gamma, beta, y, statistics, executor)
              ? 0
              : fail("out of memory");
 }

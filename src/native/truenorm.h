@@ -67,11 +67,10 @@ TRUENORM_API const char* truenorm_error(void);
 TRUENORM_API int truenorm_sizes(const truenorm_call* call, int64_t* groups, int64_t* parameters);
 
 // y, of x's shape and dtype, and for each group three statistics: the mean rounded, what the
-// rounding left of it, and 1 / sqrt(variance + epsilon). gamma, beta and variance (one number for
-// each group) may be NULL; so may y, where the statistics are not given: then nothing else is
-// computed.
+// rounding left of it, and the variance. gamma and beta may be NULL; so may y, where the statistics
+// are not given: then nothing else is computed.
 TRUENORM_API int truenorm_forward(const truenorm_call* call, const void* x, const void* gamma,
-                                  const void* beta, void* y, void* statistics, void* variance,
+                                  const void* beta, void* y, void* statistics,
                                   const truenorm_executor* executor);
 
 // The gradient of sum(dy * y) in x, gamma and beta; and, where the statistics are given, in each

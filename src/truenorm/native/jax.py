@@ -100,16 +100,20 @@ def normalize(
 ) -> jax.Array | str:
     """As `Plain.normalize`, through the primitives, or why not."""
     reason = _reason(x, mask, epsilon)
-    return reason if reason is not None else bind(call, x, gamma, beta)
+    return reason if reason is not None else bind(call, x, gamma, beta)[0]
 
 
-def bind(call: Call, x: jax.Array, gamma: jax.Array | None, beta: jax.Array | None) -> jax.Array:
-    """y by the primitives, which become kernels where XLA compiles for a device that has them."""
+def bind(
+    call: Call, x: jax.Array, gamma: jax.Array | None, beta: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """y and the statistics by the primitives, which become kernels where XLA compiles for a device
+    that has them.
+    """
     how, inside = ordered(call)
     gamma, beta = parameters(call, x, gamma, beta, how)
     x = x.transpose(how.order) if how.permutes else x
-    y, _ = jax_primitives.forward(inside, int(call.view.has_samples), x, gamma, beta)
-    return y.transpose(how.inverse) if how.permutes else y
+    y, statistics = jax_primitives.forward(inside, int(call.view.has_samples), x, gamma, beta)
+    return y.transpose(how.inverse) if how.permutes else y, statistics
 
 
 def moments(call: Call, x: jax.Array, mask: jax.Array | None = None) -> Statistics | str:
@@ -118,10 +122,8 @@ def moments(call: Call, x: jax.Array, mask: jax.Array | None = None) -> Statisti
     if reason is not None:
         return reason
     how, inside = ordered(dataclasses.replace(call, epsilon=0.0))
-    _, r0, _, r1 = call.view.sizes(x.shape)
-    x = x.transpose(how.order) if how.permutes else x
-    mean, rest, variance = jax_halves.moments(inside, x)
-    return Statistics(mean, rest, variance, jnp.full_like(variance, r0 * r1))
+    ordered_x = x.transpose(how.order) if how.permutes else x
+    return _with_count(call, x, *jax_halves.moments(inside, ordered_x))
 
 
 def measure(
@@ -132,11 +134,12 @@ def measure(
     mask: jax.Array | None = None,
 ) -> tuple[jax.Array, Statistics] | str:
     """As `Plain.measure`, or why not."""
-    statistics = moments(call, jax.lax.stop_gradient(x), mask)
-    y = normalize(call, x, gamma, beta, mask)
-    if isinstance(statistics, str) or isinstance(y, str):
-        return statistics if isinstance(statistics, str) else y
-    return y, statistics
+    reason = _reason(x, mask) or _split(x)
+    if reason is not None:
+        return reason
+    y, statistics = bind(call, x, gamma, beta)
+    statistics = statistics.reshape(-1, 3)
+    return y, _with_count(call, x, *(statistics[:, i] for i in range(3)))
 
 
 def apply(
@@ -163,6 +166,14 @@ def apply(
     x = x.transpose(how.order) if how.permutes else x
     y = jax_halves.apply(inside, x, gamma, beta, mean, rest, power)
     return y.transpose(how.inverse) if how.permutes else y
+
+
+def _with_count(
+    call: Call, x: jax.Array, mean: jax.Array, rest: jax.Array, variance: jax.Array
+) -> Statistics:
+    """The statistics with the number of elements that each group has."""
+    _, r0, _, r1 = call.view.sizes(x.shape)
+    return Statistics(mean, rest, variance, jnp.full_like(variance, r0 * r1))
 
 
 def _split(x: Any) -> str | None:

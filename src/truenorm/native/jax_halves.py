@@ -86,22 +86,16 @@ def _plain_apply_backward(
 # --- the kernels
 
 
-def _packed(mean: Any, rest: Any, rstd: Any) -> Any:
-    """The three statistics of each group that the kernels read."""
-    return jnp.stack([mean, rest, rstd], -1)
-
-
 def _native_moments(x: Any, *, call: Call) -> Any:
-    count, compute = _groups(x, call), _compute_dtype(x)
-    results = [jax.ShapeDtypeStruct((count, *size), compute) for size in ((3,), ())]
-    statistics, variance = jax.ffi.ffi_call("truenorm_moments", results)(x, **attributes(call))
-    return statistics[:, 0], statistics[:, 1], variance
+    result = jax.ShapeDtypeStruct((_groups(x, call), 3), _compute_dtype(x))
+    statistics = jax.ffi.ffi_call("truenorm_moments", result)(x, **attributes(call))
+    return tuple(statistics[:, i] for i in range(3))
 
 
 def _native_moments_backward(
     x: Any, mean: Any, rest: Any, drest: Any, dvariance: Any, *, call: Call
 ) -> Any:
-    # 2 / n * dvariance * (x - mean) + drest / n: x with a mean that is given, a deviation of 1,
+    # 2 / n * dvariance * (x - mean) + drest / n: x with a mean that is given, a variance of 1,
     # and a gamma and beta for each group.
     k0, r0, k1, r1 = sizes = call.view.sizes(x.shape)
     gamma, beta = (
@@ -109,7 +103,7 @@ def _native_moments_backward(
         for one in (2 * dvariance, drest if call.centered else jnp.zeros_like(drest))
     )
     compute = jax.ffi.ffi_call("truenorm_apply", jax.ShapeDtypeStruct(sizes, x.dtype))
-    given = _packed(mean, rest, jnp.ones_like(mean))
+    given = jnp.stack([mean, rest, jnp.ones_like(mean)], -1)
     return (compute(x.reshape(sizes), gamma, beta, given, **attributes(_MERGED)).reshape(x.shape),)
 
 
@@ -117,7 +111,7 @@ def _native_apply(
     x: Any, gamma: Any, beta: Any, mean: Any, rest: Any, power: Any, *, call: Call
 ) -> Any:
     compute = jax.ffi.ffi_call("truenorm_apply", jax.ShapeDtypeStruct(x.shape, x.dtype))
-    given = _packed(mean, rest, 1.0 / jnp.sqrt(power))
+    given = jnp.stack([mean, rest, power], -1)
     return (compute(x, gamma, beta, given, **attributes(call)),)
 
 
@@ -127,7 +121,7 @@ def _native_apply_backward(
     like = [jax.ShapeDtypeStruct(one.shape, one.dtype) for one in (x, gamma, gamma)]
     dgiven = jax.ShapeDtypeStruct((*power.shape, 2), power.dtype)
     compute = jax.ffi.ffi_call("truenorm_apply_backward", [*like, dgiven])
-    given = _packed(mean, rest, 1.0 / jnp.sqrt(power))
+    given = jnp.stack([mean, rest, power], -1)
     dx, dgamma, dbeta, dgiven = compute(x, gamma, dy, given, **attributes(call))
     return dx, dgamma, dbeta, dgiven[:, 0], dgiven[:, 0], dgiven[:, 1]
 

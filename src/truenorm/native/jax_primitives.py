@@ -7,10 +7,10 @@
 All have the same options: `call`, whose view reads x's axes in their own order, and `lead`: how
 many axes are in front that are kept, the samples' and those that vmap adds.
 
-`statistics` are a function of x. Their own tangent is zero by convention: a rule that
-differentiates one of the primitives does so through x. Higher derivatives are those of the plain
-formula. Where XLA compiles for another device than a CPU, or exports a program, the primitives are
-lowered to the plain formula.
+`statistics` are the mean, its rest and the variance of each group: a function of x. Their own
+tangent is zero by convention: a rule that differentiates one of the primitives does so through x.
+Higher derivatives are those of the plain formula. Where XLA compiles for another device than a
+CPU, or exports a program, the primitives are lowered to the plain formula.
 """
 
 import contextlib
@@ -145,10 +145,10 @@ def _function(call: Call) -> Any:
 
 
 def plain_forward(x: Any, gamma: Any, beta: Any, *, call: Call, lead: int) -> Any:
-    """The primitive's y, and statistics that are none."""
-    _, statistics = forward_shapes(x, gamma, call, lead)
-    # Nobody reads them: the plain gradient takes its own.
-    return _function(call)(x, gamma, beta), jnp.zeros(statistics.shape, statistics.dtype)
+    """The primitive's y and statistics."""
+    _, shape = forward_shapes(x, gamma, call, lead)
+    y, statistics = _plain_engine.measure(call, x, gamma, beta)
+    return y, jnp.stack(statistics[:3], -1).reshape(shape.shape)
 
 
 def plain_backward(x: Any, gamma: Any, dy: Any, statistics: Any, *, call: Call, lead: int) -> Any:
@@ -179,6 +179,8 @@ def _lowering(plain: Any, fused: Any, split: Any) -> Any:
             chosen = plain
         elif getattr(devices, "num_devices", None) == 1:
             chosen = fused
+        elif not options["lead"]:
+            chosen = plain  # the statistics are over devices: XLA adds up what each has
         elif getattr(devices, "device_assignment", ()) is None:
             chosen = plain  # partitioning must know the devices, and this JAX does not tell them
         else:

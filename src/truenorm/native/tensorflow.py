@@ -111,14 +111,19 @@ def normalize(
         reason = "epsilon is learned: the native kernels take a number"
     if reason is not None:
         return reason
+    return _both(call, x, gamma, beta)[0]
+
+
+def _both(
+    call: Call, x: tf.Tensor, gamma: tf.Tensor | None, beta: tf.Tensor | None
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """y, and the three statistics of each group."""
     how = recipe(call.view)
     gamma, beta = _parameters(call, x, gamma, beta, how)
     call, x = _ordered(call, x, how)
-    if tf.executing_eagerly():
-        y = _forward(call, x, gamma, beta).y
-    else:
-        y = _in_graph(call, x, gamma, beta)
-    return tf.transpose(y, how.inverse) if how.permutes else y
+    compute = _forward if tf.executing_eagerly() else _in_graph
+    y, statistics = compute(call, x, gamma, beta)
+    return tf.transpose(y, how.inverse) if how.permutes else y, statistics
 
 
 def moments(call: Call, x: tf.Tensor, mask: tf.Tensor | None = None) -> Statistics | str:
@@ -139,12 +144,15 @@ def measure(
     beta: tf.Tensor | None,
     mask: tf.Tensor | None = None,
 ) -> tuple[tf.Tensor, Statistics] | str:
-    """As `Plain.measure`, or why not."""
-    statistics = moments(call, tf.stop_gradient(x), mask)
-    y = normalize(call, x, gamma, beta, mask)
-    if isinstance(statistics, str) or isinstance(y, str):
-        return statistics if isinstance(statistics, str) else y
-    return y, statistics
+    """As `Plain.measure`, through the native operations, or why not."""
+    reason = _reason(x, gamma, beta, mask)
+    if reason is not None:
+        return reason
+    y, statistics = _both(call, x, gamma, beta)
+    mean, rest, variance = tf.unstack(tf.stop_gradient(statistics), axis=1)
+    _, r0, _, r1 = call.view.sizes(_plain.arrays.shape(x))
+    count = tf.zeros_like(variance) + tf.cast(r0 * r1, variance.dtype)
+    return y, Statistics(mean, rest, variance, count)
 
 
 def apply(
@@ -233,9 +241,9 @@ def _backward(call: Call, x: Any, gamma: Any, dy: Any, statistics: Any) -> Any:
 
 
 def _plain_forward(call: Call, x: Any, gamma: Any, beta: Any) -> Any:
-    """As `_forward`; where the statistics are zero, `_backward` takes them itself."""
-    k0, _, k1, _ = call.view.sizes(_plain.arrays.shape(x))
-    return _plain.normalize(call, x, gamma, beta), tf.zeros((k0 * k1, 3), gamma.dtype)
+    """As `_forward`."""
+    y, statistics = _plain.measure(call, x, gamma, beta)
+    return y, tf.stack(statistics[:3], 1)
 
 
 def _plain_backward(call: Call, x: Any, gamma: Any, dy: Any, statistics: Any) -> Any:
@@ -278,19 +286,18 @@ tensorflow_halves.register(lambda: _operations()[0], lambda: _plain)
 
 def _in_graph(call: Call, x: Any, gamma: Any, beta: Any) -> Any:
     if forwardprop_util.pack_tangents([x, gamma, beta]).tangents:
-        return _plain.normalize(
-            call, x, gamma, beta
-        )  # forward mode inside of a graph knows no custom gradient
+        # Forward mode inside of a graph knows no custom gradient.
+        return _plain_forward(call, x, gamma, beta)
 
     @tf.custom_gradient
     def forward(x: Any, gamma: Any, beta: Any) -> Any:
         y, statistics = _selected(call, "forward", x, gamma, beta)
 
-        def gradient(dy: Any) -> Any:
+        def gradient(dy: Any, _: Any) -> Any:
             # Tensors of the graph of the gradient, for its own derivative to be one of them.
             return backward(*(tf.identity(one) for one in (x, gamma, dy, statistics)))
 
-        return y, gradient
+        return (y, statistics), gradient
 
     @tf.custom_gradient
     def backward(x: Any, gamma: Any, dy: Any, statistics: Any) -> Any:

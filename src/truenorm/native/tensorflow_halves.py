@@ -1,12 +1,12 @@
 """The halves of a call as operations of TensorFlow, each with a registered gradient.
 
-    TruenormMoments(x) -> statistics, variance
+    TruenormMoments(x) -> statistics
     TruenormApply(x, gamma, beta, statistics) -> y
     TruenormApplyBackward(x, gamma, dy, statistics) -> dx, dgamma, dbeta, dstatistics
 
 `statistics` are three numbers for each group: the mean, its rest, which has its derivative, and the
-reciprocal of the standard deviation, which TruenormMoments' own nobody reads. They are called in
-eager mode alone. The derivatives of TruenormApplyBackward are the plain formula's.
+variance. They are called in eager mode alone. The derivatives of TruenormApplyBackward are the
+plain formula's.
 """
 
 import struct
@@ -52,14 +52,15 @@ def gradient(function: Callable[..., Any], operands: tuple[Any, ...], cotangents
 def moments(operations: Any, call: Call, x: tf.Tensor) -> tuple[Any, Any, Any]:
     """The mean, its rest and the variance of each group."""
     compute = tf.float64 if x.dtype == tf.float64 else tf.float32
-    statistics, variance = operations.truenorm_moments(x=x, S=compute, **attributes(call))
-    return tf.stop_gradient(statistics[:, 0]), statistics[:, 1], variance
+    statistics = operations.truenorm_moments(x=x, S=compute, **attributes(call))
+    mean, rest, variance = tf.unstack(statistics, axis=1)
+    return tf.stop_gradient(mean), rest, variance
 
 
 def apply(operations: Any, call: Call, *operands: Any) -> tf.Tensor:
     """y of x, gamma, beta, mean, rest and power, the variance with epsilon added."""
     x, gamma, beta, mean, rest, power = operands
-    given = tf.stack([mean, rest, 1.0 / tf.sqrt(power)], 1)
+    given = tf.stack([mean, rest, power], 1)
     return operations.truenorm_apply(
         x=x, gamma=gamma, beta=beta, statistics=given, **attributes(call)
     )
@@ -69,8 +70,8 @@ def register(operations: Callable[[], Any], plain: Callable[[], Any]) -> None:
     """Register the gradients, given functions that return the operations and the plain engine."""
 
     @tf.RegisterGradient("TruenormMoments")
-    def moments_gradient(operation: Any, dstatistics: Any, dvariance: Any) -> Any:
-        # 2 / n * dvariance * (x - mean) + drest / n: x with a mean that is given, a deviation of
+    def moments_gradient(operation: Any, dstatistics: Any) -> Any:
+        # 2 / n * dvariance * (x - mean) + drest / n: x with a mean that is given, a variance of
         # 1, and a gamma and beta for each group.
         (x,), statistics, call = (
             operation.inputs,
@@ -78,7 +79,8 @@ def register(operations: Callable[[], Any], plain: Callable[[], Any]) -> None:
             call_of_operation(operation),
         )
         k0, r0, k1, r1 = sizes = call.view.sizes(x.shape)
-        drest = dstatistics[:, 1] if call.centered else tf.zeros_like(dvariance)
+        _, drest, dvariance = tf.unstack(dstatistics, axis=1)
+        drest = drest if call.centered else tf.zeros_like(drest)
         gamma, beta = (
             tf.reshape(one / max(r0 * r1, 1), (k0, k1)) for one in (2 * dvariance, drest)
         )
@@ -100,22 +102,21 @@ def register(operations: Callable[[], Any], plain: Callable[[], Any]) -> None:
             **attributes(call_of_operation(operation)),
         )  # fmt: skip
         dmean, dpower = tf.unstack(given, axis=1)
-        drstd = dpower * -2.0 / statistics[:, 2] ** 3
-        return dx, dgamma, dbeta, tf.stack([dmean, dmean, drstd], 1)
+        return dx, dgamma, dbeta, tf.stack([dmean, dmean, dpower], 1)
 
     @tf.RegisterGradient("TruenormApplyBackward")
     def apply_backward_gradient(operation: Any, *cotangents: Any) -> Any:
         call = call_of_operation(operation)
 
         def backward(x: Any, gamma: Any, dy: Any, statistics: Any) -> Any:
-            mean, rest, rstd = tf.unstack(statistics, axis=1)
+            mean, rest, power = tf.unstack(statistics, axis=1)
 
             def function(x: Any, gamma: Any, beta: Any, mean: Any, power: Any) -> Any:
                 # Without a mask the count says nothing.
                 given = Statistics(mean, rest, power, tf.ones_like(power))
                 return plain().apply(call, x, given, gamma, beta)
 
-            operands = (x, gamma, tf.zeros_like(gamma), mean, 1.0 / rstd**2)
+            operands = (x, gamma, tf.zeros_like(gamma), mean, power)
             *found, dmean, dpower = gradient(function, operands, dy)
             return *found, tf.stack([dmean, dpower], 1)
 

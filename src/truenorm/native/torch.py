@@ -134,9 +134,7 @@ def moments(call: Call, x: torch.Tensor, mask: torch.Tensor | None = None) -> St
     plan = _plan(_without_epsilon(call), _group_order(call.view, x))
     if isinstance(plan, str):
         return plan
-    sizes = call.view.sizes(x.shape)
-    mean, rest, variance = torch_autograd.moments(_arranged(x, plan.how), plan)
-    return Statistics(mean, rest, variance, torch.full_like(variance, sizes[1] * sizes[3]))
+    return _with_count(call.view, x, *torch_autograd.moments(_arranged(x, plan.how), plan))
 
 
 def measure(
@@ -146,12 +144,18 @@ def measure(
     beta: torch.Tensor | None,
     mask: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, Statistics] | str:
-    """As `Plain.measure`, or why not."""
-    statistics = moments(call, x.detach(), mask)
-    y = normalize(call, x, gamma, beta, mask)
-    if isinstance(statistics, str) or isinstance(y, str):
-        return statistics if isinstance(statistics, str) else y
-    return y, statistics
+    """As `Plain.measure`, or why not; y lies in memory as x does, where x is dense."""
+    reason = _reason(x, (gamma, beta), mask)
+    if reason is not None:
+        return reason
+    plan = _plan(call, _group_order(call.view, x))
+    if isinstance(plan, str):
+        return plan
+    how = plan.how
+    gamma, beta = _parameters(call.view, x, gamma, beta, how)
+    y, statistics = torch_autograd.measure(_arranged(x, how), gamma, beta, plan)
+    y = y.permute(how.inverse) if how.permutes else y
+    return y, _with_count(call.view, x, *statistics.unbind(1))
 
 
 def apply(
@@ -181,6 +185,14 @@ def apply(
         power = torch.where(power < 0.5 * call.epsilon, call.epsilon, power)
     y = torch_autograd.apply(_arranged(x, how), gamma, beta, (mean, rest, power), plan)
     return y.permute(how.inverse) if how.permutes else y
+
+
+def _with_count(
+    view: View, x: torch.Tensor, mean: torch.Tensor, rest: torch.Tensor, variance: torch.Tensor
+) -> Statistics:
+    """The statistics with the number of elements that each group has."""
+    _, r0, _, r1 = view.sizes(x.shape)
+    return Statistics(mean, rest, variance, torch.full_like(variance, r0 * r1))
 
 
 def _without_epsilon(call: Call) -> Call:

@@ -55,13 +55,19 @@ def normalize(x: Any, gamma: Any, beta: Any, plan: Plan) -> Any:
     return _forward(x, gamma, beta, *plan.options)[0]
 
 
+def measure(x: Any, gamma: Any, beta: Any, plan: Plan) -> Any:
+    """The call's y; and the mean, its rest and the variance of each group, (groups, 3)."""
+    if _differentiates(x, gamma, beta):
+        return _Measure.apply(x, gamma, beta, plan)
+    return _forward(x, gamma, beta, *plan.options)
+
+
 def moments(x: Any, plan: Plan) -> tuple[Any, Any, Any]:
     """The mean, its rest and the variance of each group; the mean's derivative is in its rest."""
     if _differentiates(x):
         mean, rest, variance = _Moments.apply(x, plan)
     else:
-        statistics, variance = torch.ops.truenorm.moments.default(x, *plan.options)
-        mean, rest = statistics[:, 0], statistics[:, 1]
+        mean, rest, variance = torch.ops.truenorm.moments.default(x, *plan.options).unbind(1)
     return mean.detach(), rest if plan.call.centered else rest.detach(), variance
 
 
@@ -107,12 +113,32 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Any) -> Any:
-        x, gamma, beta, statistics = ctx.saved_tensors
-        call, _, options = ctx.plan
-        if twice():
-            function = functools.partial(plain.normalize, call)
-            return *plain_gradient(function, (x, gamma, beta), dy), None
-        return *_backward(x, gamma, dy, statistics, *options), None
+        return _normalize_gradient(ctx, dy)
+
+
+class _Measure(torch.autograd.Function):
+    """y, and the statistics, which are constant to every derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, gamma: Any, beta: Any, plan: Plan) -> Any:
+        y, statistics = _forward(x, gamma, beta, *plan.options)
+        ctx.save_for_backward(x, gamma, beta, statistics)
+        ctx.plan = plan
+        ctx.mark_non_differentiable(statistics)
+        return y, statistics
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any, _: Any) -> Any:
+        return _normalize_gradient(ctx, dy)
+
+
+def _normalize_gradient(ctx: Any, dy: Any) -> Any:
+    x, gamma, beta, statistics = ctx.saved_tensors
+    call, _, options = ctx.plan
+    if twice():
+        function = functools.partial(plain.normalize, call)
+        return *plain_gradient(function, (x, gamma, beta), dy), None
+    return *_backward(x, gamma, dy, statistics, *options), None
 
 
 # What _Normalize.apply calls once it has looked for transforms of torch.func, against which there
@@ -125,10 +151,10 @@ class _Moments(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Any, plan: Plan) -> Any:
-        statistics, variance = torch.ops.truenorm.moments.default(x, *plan.options)
+        statistics = torch.ops.truenorm.moments.default(x, *plan.options)
         ctx.save_for_backward(x, statistics)
         ctx.plan = plan
-        return statistics[:, 0], statistics[:, 1], variance
+        return statistics[:, 0], statistics[:, 1], statistics[:, 2]
 
     @staticmethod
     def backward(ctx: Any, _: Any, drest: Any, dvariance: Any) -> Any:
@@ -144,7 +170,7 @@ class _Moments(torch.autograd.Function):
                 return (rest, variance) if call.centered else (variance,)
 
             return *plain_gradient(function, (x,), cotangents), None
-        # 2 / n * dvariance * (x - mean) + drest / n: x with a mean that is given, a deviation of 1,
+        # 2 / n * dvariance * (x - mean) + drest / n: x with a mean that is given, a variance of 1,
         # and a gamma and beta for each group.
         sizes = call.view.sizes(x.shape)
         count = sizes[1] * sizes[3]
@@ -193,10 +219,9 @@ class _Apply(torch.autograd.Function):
 
 def _packed(plan: Plan, mean: Any, rest: Any, power: Any) -> Any:
     """The three statistics of each group that the kernels read."""
-    rstd = 1.0 / torch.sqrt(power)
     if not plan.call.centered:
-        mean = rest = torch.zeros_like(rstd)
-    return torch.stack([mean, rest, rstd], 1)
+        mean = rest = torch.zeros_like(power)
+    return torch.stack([mean, rest, power], 1)
 
 
 def _group_count(x: Any, recipe: int, groups: int) -> Any:
@@ -217,7 +242,7 @@ def _group_count(x: Any, recipe: int, groups: int) -> Any:
 
 
 def _forward_shapes(x: Any, gamma: Any, beta: Any, *options: Any) -> Any:
-    return x.new_empty(x.shape), _moments_shapes(x, *options)[0]
+    return x.new_empty(x.shape), _moments_shapes(x, *options)
 
 
 def _backward_shapes(x: Any, gamma: Any, *operands: Any) -> Any:
@@ -227,7 +252,7 @@ def _backward_shapes(x: Any, gamma: Any, *operands: Any) -> Any:
 def _moments_shapes(x: Any, recipe: int, groups: int, *options: Any) -> Any:
     count = _group_count(x, recipe, groups)
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return x.new_empty((count, 3), dtype=compute), x.new_empty((count,), dtype=compute)
+    return x.new_empty((count, 3), dtype=compute)
 
 
 def _apply_shapes(x: Any, *operands: Any) -> Any:

@@ -40,7 +40,7 @@ def normalize(
     if cpu.unavailable() is not None:
         return "the kernels for CPUs, which the primitives become there, are missing"
     if call.activation is None and residual is None:
-        return cpu.bind(call, x, gamma, beta)
+        return cpu.bind(call, x, gamma, beta)[0]
     how, ordered = cpu.ordered(call)
     gamma, beta = cpu.parameters(call, x, gamma, beta, how)
     given = [one.transpose(how.order) for one in (x, residual) if one is not None]
