@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 import traceback
 
 import torch
@@ -19,6 +20,12 @@ def process(rank, program, port, count, failures):
         failures.put(f"rank {rank}: {traceback.format_exc()}")
     finally:
         distributed.destroy_process_group()
+    failures.close()
+    failures.join_thread()
+    sys.stderr.flush()
+    # Where something still holds the group, a device mesh say, a thread of gloo's may drop its last
+    # tensor while Python ends, and PyTorch then aborts the process.
+    os._exit(0)
 
 
 def run_together(program, count):
