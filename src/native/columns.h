@@ -2,7 +2,8 @@
 // which R1 neighbours belong to one group. Sums are taken for each lane and folded into groups.
 //
 // Short stretches are folded: several of them, end on end, make one row of lanes that fills
-// vectors. Long ones are cut into tiles, so that a tile of all R0 stretches stays in the cache.
+// vectors. Long ones are cut into tiles, so that a tile of all R0 stretches stays in the cache, if
+// such a tile is not too narrow.
 
 namespace truenorm {
 namespace TRUENORM_ISA {
@@ -25,7 +26,9 @@ struct ColumnShape {
     const int64_t fitting = reads * kCacheBytes / (lengths * bytes * reads) / unit * unit;
     width = lanes;
     if (lanes > most(fitting, unit) || lanes > kMostLanes) {
-      const int64_t widest = least(kMostLanes, fitting ? fitting : lanes) / unit * unit;
+      // Where what fits of a row is short, memory is read in crumbs: whole rows, twice, are faster.
+      const bool crumbs = fitting * bytes < kShortStretch;
+      const int64_t widest = (crumbs ? kMostLanes : least(kMostLanes, fitting)) / unit * unit;
       const int64_t count = ceil_div(lanes, most(unit, widest));
       width = least(lanes, ceil_div(ceil_div(lanes, count), unit) * unit);
     }
@@ -291,9 +294,10 @@ class Columns {
     to_lanes(t, low, [&](int64_t g) { return from[3 * g + 1]; });
     to_lanes(t, rstd, [&](int64_t g) { return rstd_of(p_, from[3 * g + 2]); });
   }
+
   // A loop that compilers turn into vectors.
-  void separate(int64_t count, const S* __restrict from, S* __restrict high,
-                       S* __restrict low, S* __restrict rstd) const {
+  void separate(int64_t count, const S* __restrict from, S* __restrict high, S* __restrict low,
+                S* __restrict rstd) const {
     for (int64_t g = 0; g < count; ++g) {
       high[g] = from[3 * g];
       low[g] = from[3 * g + 1];
