@@ -207,7 +207,7 @@ def test_the_command(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--norms", "group,batsch"], "'batsch'; expected a comma list of layer, instance"),
+        (["--norms", "group,batsch"], "'batsch'; expected a comma list of batch, layer"),
         (["--sizes", ""], "expected a comma list of large, medium, small"),
         (["--rounds", "2"], "3 or more"),
         (["--rounds", "many"], "3 or more"),

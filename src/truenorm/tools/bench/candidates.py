@@ -84,34 +84,38 @@ def candidates(case: Case, trained: bool) -> dict[str, Run]:
 def _jax(case: Case, trained: bool) -> dict[str, Run]:
     import jax
 
+    # Each function returns y, and what the call changed besides: moving statistics, or nothing.
     def compiled(function: Callable[..., Any], parameters: Any, trained: bool) -> Run:
         def step(parameters: Any, x: Any, dy: Any) -> Any:
             if not trained:
                 return function(parameters, x)
-            y, gradients = jax.vjp(function, parameters, x)
-            return y, gradients(dy)
+            y, gradients, changed = jax.vjp(function, parameters, x, has_aux=True)
+            return y, gradients(dy), changed
 
         run = jax.jit(step)
         return lambda x, dy: jax.block_until_ready(run(parameters, x, dy))
 
     def layer_function(layer: Any) -> Callable[..., Any]:
-        return lambda parameters, x: layer.stateless_call(parameters, [], x)[0]
+        moving = [v.value for v in layer.non_trainable_variables]
+        return lambda parameters, x: layer.stateless_call(parameters, moving, x, **case.options)
 
     made = {
-        name: compiled(layer_function(layer), [v.value for v in layer.variables], trained)
+        name: compiled(layer_function(layer), [v.value for v in layer.trainable_variables], trained)
         for name, layer in layers(case).items()
     }
     if importlib.util.find_spec("flax") and (own := _flax(case)) is not None:
         from flax import nnx
 
-        graph, state = nnx.split(own)
+        graph, state, rest = nnx.split(own, nnx.Param, ...)
         parameters, tree = jax.tree.flatten(state)
-        made["flax.nnx"] = compiled(
-            lambda parameters, x: nnx.merge(graph, jax.tree.unflatten(tree, parameters))(x),
-            parameters,
-            trained,
-        )
-    made[YARDSTICK] = compiled(lambda _, x: x * 1.01, (), False)
+
+        def of_flax(parameters: Any, x: Any) -> tuple[Any, Any]:
+            state = jax.tree.unflatten(tree, parameters)
+            module = nnx.merge(graph, state, rest, copy=True)  # a trace changes only its own
+            return module(x), jax.tree.leaves(nnx.state(module, nnx.BatchStat))
+
+        made["flax.nnx"] = compiled(of_flax, parameters, trained)
+    made[YARDSTICK] = compiled(lambda _, x: (x * 1.01, ()), (), False)
     return made
 
 
@@ -128,6 +132,8 @@ def _flax(case: Case) -> Any:
         if case.layout == "first":
             return None
         return nnx.GroupNorm(features, num_groups=case.groups, **shared)
+    if case.kind == "batch":
+        return nnx.BatchNorm(features, use_running_average=False, axis=case.axis, **shared)
     return getattr(nnx, case.row.flax)(
         features, reduction_axes=case.axis, feature_axes=case.axis, **shared
     )
@@ -140,11 +146,11 @@ def _tensorflow(case: Case, trained: bool) -> dict[str, Run]:
         @tf.function(jit_compile=xla)  # type: ignore[untyped-decorator]
         def step(x: Any, dy: Any) -> Any:
             if not trained:
-                return layer(x)
+                return layer(x, **case.options)
             weights = [v.value for v in layer.trainable_variables]
             with tf.GradientTape() as tape:
                 tape.watch(x)
-                y = layer(x)
+                y = layer(x, **case.options)
             return y, tape.gradient(y, [x, *weights], output_gradients=dy)
 
         return step  # type: ignore[no-any-return]
@@ -152,7 +158,7 @@ def _tensorflow(case: Case, trained: bool) -> dict[str, Run]:
     made = {name: compiled(layer, trained) for name, layer in layers(case).items()}
     if KERAS in made:
         made["Keras, XLA"] = compiled(layers(case)[KERAS], trained, xla=True)
-    made[YARDSTICK] = compiled(lambda x: x * 1.01, False)
+    made[YARDSTICK] = compiled(lambda x, **_: x * 1.01, False)
     return made
 
 
@@ -171,7 +177,11 @@ def _torch(case: Case, trained: bool) -> dict[str, Run]:
         return run
 
     made = {
-        name: eager(layer, [v.value for v in layer.trainable_variables], trained)
+        name: eager(
+            functools.partial(layer, **case.options),
+            [v.value for v in layer.trainable_variables],
+            trained,
+        )
         for name, layer in layers(case).items()
     }
     dtype = torch.float32 if case.dtype == "float32" else torch.bfloat16
@@ -191,11 +201,23 @@ def _torch(case: Case, trained: bool) -> dict[str, Run]:
 
 def _function(case: Case, parameters: list[Any]) -> Callable[[Any], Any]:
     """truenorm's function of x on a case."""
+    if case.kind == "batch":
+        return _batch_norm(truenorm.torch.functional.batch_norm, case, parameters, axis=case.axis)
     gamma, beta = (*parameters, None, None)[:2]
     partition: dict[str, Any] = {"axis": case.axis, "groups": case.groups}
     return lambda x: truenorm.ops.normalize(
         case.row, x, gamma, beta, None, **partition, epsilon=1e-5, implementation=None
     )
+
+
+def _batch_norm(
+    function: Any, case: Case, parameters: list[Any], **options: Any
+) -> Callable[[Any], Any]:
+    """A function batch_norm of x alone, which moves statistics of the dtype of the parameters."""
+    gamma, beta = (one.detach() for one in parameters)
+    moving = gamma.clone(), beta.clone()
+    options = {"training": True, "eps": 1e-5, **options}
+    return lambda x: function(x, *moving, *parameters, **options)
 
 
 def _functional(case: Case, parameters: list[Any]) -> Callable[[Any], Any] | None:
@@ -206,6 +228,9 @@ def _functional(case: Case, parameters: list[Any]) -> Callable[[Any], Any] | Non
         return None
 
     between: tuple[Any, ...]  # what stands between x and gamma
+    if case.kind == "batch":
+        own = _batch_norm(functional.batch_norm, case, parameters)
+        return own if case.axis == 1 else lambda x: own(x.movedim(-1, 1)).movedim(1, -1)
     if case.groups is None:
         name, between = f"{case.kind}_norm", ((case.shape[case.axis],),)
         wanted = len(case.shape) - 1

@@ -64,6 +64,11 @@ class Case:
         return GROUPS[self.size] if self.row.groups else None
 
     @property
+    def options(self) -> dict[str, bool]:
+        """What a layer is called with, besides x: batch normalization is timed as it trains."""
+        return {"training": True} if self.kind == "batch" else {}
+
+    @property
     def bytes(self) -> int:
         """The bytes of x."""
         elements = 1
@@ -78,7 +83,7 @@ class Case:
 
 def known_norms() -> tuple[str, ...]:
     """The kinds that truenorm computes over channels, or over the axis of the channels."""
-    return tuple(name for name, kind in KINDS.items() if name != "batch" and kind.axis is not None)
+    return tuple(name for name, kind in KINDS.items() if kind.axis is not None)
 
 
 # The defaults of both the function and the command.
