@@ -17,13 +17,13 @@ struct ColumnShape {
   int64_t tiles;    // in a K0 slice
   bool by_row;      // gamma varies along R0
 
-  // `reads` tensors of elements of so many bytes are read twice.
-  ColumnShape(const Problem& p, int64_t bytes, int reads, int vector_lanes)
+  // Elements are of so many bytes.
+  ColumnShape(const Problem& p, int64_t bytes, int vector_lanes)
       : lanes(p.size[2] * p.size[3]), lengths(p.size[1]), fold(1), by_row(p.strides[1].varies()) {
     // Tiles are whole groups and, but for the last, whole cache lines.
     const int64_t together = p.size[3], line = 64 / bytes;
     const int64_t unit = together / common_divisor(together, line) * line;
-    const int64_t fitting = reads * kCacheBytes / (lengths * bytes * reads) / unit * unit;
+    const int64_t fitting = kCacheBytes / (lengths * bytes) / unit * unit;
     width = lanes;
     if (lanes > most(fitting, unit) || lanes > kMostLanes) {
       // Where what fits of a row is short, memory is read in crumbs: whole rows, twice, are faster.
@@ -90,10 +90,11 @@ class Columns {
   using S = typename Compute<T>::type;
   using V = Vector<T>;
 
+  // `reads` tensors are read twice.
   Columns(const Problem& p, const void* x, const void* gamma, const truenorm_executor* executor,
           int reads)
       : p_(p),
-        shape_(p, sizeof(T), reads, kLanes<T>),
+        shape_(p, sizeof(T), kLanes<T>),
         units_(p.size[0] * shape_.tiles),
         x_(static_cast<const T*>(x)),
         gamma_(static_cast<const S*>(gamma)),

@@ -131,10 +131,8 @@ def moments(call: Call, x: tf.Tensor, mask: tf.Tensor | None = None) -> Statisti
     reason = _reason(x, None, None, mask) or _elsewhere(x)
     if reason is not None:
         return reason
-    _, r0, _, r1 = call.view.sizes(x.shape)
-    call, x = _ordered(dataclasses.replace(call, epsilon=0.0), x, recipe(call.view))
-    mean, rest, variance = tensorflow_halves.moments(_operations()[0], call, x)
-    return Statistics(mean, rest, variance, tf.fill(variance.shape, tf.cast(r0 * r1, mean.dtype)))
+    ordered = _ordered(dataclasses.replace(call, epsilon=0.0), x, recipe(call.view))
+    return _with_count(call, x, *tensorflow_halves.moments(_operations()[0], *ordered))
 
 
 def measure(
@@ -149,10 +147,16 @@ def measure(
     if reason is not None:
         return reason
     y, statistics = _both(call, x, gamma, beta)
-    mean, rest, variance = tf.unstack(tf.stop_gradient(statistics), axis=1)
+    return y, _with_count(call, x, *tf.unstack(tf.stop_gradient(statistics), axis=1))
+
+
+def _with_count(
+    call: Call, x: tf.Tensor, mean: tf.Tensor, rest: tf.Tensor, variance: tf.Tensor
+) -> Statistics:
+    """The statistics with the number of elements that each group has."""
     _, r0, _, r1 = call.view.sizes(_plain.arrays.shape(x))
-    count = tf.zeros_like(variance) + tf.cast(r0 * r1, variance.dtype)
-    return y, Statistics(mean, rest, variance, count)
+    count = tf.fill(tf.shape(variance), tf.cast(r0 * r1, variance.dtype))
+    return Statistics(mean, rest, variance, count)
 
 
 def apply(

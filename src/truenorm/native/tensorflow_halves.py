@@ -73,11 +73,8 @@ def register(operations: Callable[[], Any], plain: Callable[[], Any]) -> None:
     def moments_gradient(operation: Any, dstatistics: Any) -> Any:
         # 2 / n * dvariance * (x - mean) + drest / n: x with a mean that is given, a variance of
         # 1, and a gamma and beta for each group.
-        (x,), statistics, call = (
-            operation.inputs,
-            operation.outputs[0],
-            call_of_operation(operation),
-        )
+        (x,), (statistics,) = operation.inputs, operation.outputs
+        call = call_of_operation(operation)
         k0, r0, k1, r1 = sizes = call.view.sizes(x.shape)
         _, drest, dvariance = tf.unstack(dstatistics, axis=1)
         drest = drest if call.centered else tf.zeros_like(drest)

@@ -106,10 +106,7 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Any, gamma: Any, beta: Any, plan: Plan) -> Any:
-        y, statistics = _forward(x, gamma, beta, *plan.options)
-        ctx.save_for_backward(x, gamma, beta, statistics)
-        ctx.plan = plan
-        return y
+        return _kept_forward(ctx, x, gamma, beta, plan)[0]
 
     @staticmethod
     def backward(ctx: Any, dy: Any) -> Any:
@@ -121,15 +118,20 @@ class _Measure(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Any, gamma: Any, beta: Any, plan: Plan) -> Any:
-        y, statistics = _forward(x, gamma, beta, *plan.options)
-        ctx.save_for_backward(x, gamma, beta, statistics)
-        ctx.plan = plan
+        y, statistics = _kept_forward(ctx, x, gamma, beta, plan)
         ctx.mark_non_differentiable(statistics)
         return y, statistics
 
     @staticmethod
     def backward(ctx: Any, dy: Any, _: Any) -> Any:
         return _normalize_gradient(ctx, dy)
+
+
+def _kept_forward(ctx: Any, x: Any, gamma: Any, beta: Any, plan: Plan) -> Any:
+    y, statistics = _forward(x, gamma, beta, *plan.options)
+    ctx.save_for_backward(x, gamma, beta, statistics)
+    ctx.plan = plan
+    return y, statistics
 
 
 def _normalize_gradient(ctx: Any, dy: Any) -> Any:

@@ -202,7 +202,10 @@ def _torch(case: Case, trained: bool) -> dict[str, Run]:
 def _function(case: Case, parameters: list[Any]) -> Callable[[Any], Any]:
     """truenorm's function of x on a case."""
     if case.kind == "batch":
-        return _batch_norm(truenorm.torch.functional.batch_norm, case, parameters, axis=case.axis)
+        moving = _moving(parameters)
+        return lambda x: truenorm.torch.functional.batch_norm(
+            x, *moving, *parameters, eps=1e-5, axis=case.axis, **case.options
+        )
     gamma, beta = (*parameters, None, None)[:2]
     partition: dict[str, Any] = {"axis": case.axis, "groups": case.groups}
     return lambda x: truenorm.ops.normalize(
@@ -210,14 +213,10 @@ def _function(case: Case, parameters: list[Any]) -> Callable[[Any], Any]:
     )
 
 
-def _batch_norm(
-    function: Any, case: Case, parameters: list[Any], **options: Any
-) -> Callable[[Any], Any]:
-    """A function batch_norm of x alone, which moves statistics of the dtype of the parameters."""
-    gamma, beta = (one.detach() for one in parameters)
-    moving = gamma.clone(), beta.clone()
-    options = {"training": True, "eps": 1e-5, **options}
-    return lambda x: function(x, *moving, *parameters, **options)
+def _moving(parameters: list[Any]) -> tuple[Any, Any]:
+    """A moving mean and variance to begin with: zeros and ones, as beta and gamma are."""
+    gamma, beta = (one.detach().clone() for one in parameters)
+    return beta, gamma
 
 
 def _functional(case: Case, parameters: list[Any]) -> Callable[[Any], Any] | None:
@@ -229,9 +228,8 @@ def _functional(case: Case, parameters: list[Any]) -> Callable[[Any], Any] | Non
 
     between: tuple[Any, ...]  # what stands between x and gamma
     if case.kind == "batch":
-        own = _batch_norm(functional.batch_norm, case, parameters)
-        return own if case.axis == 1 else lambda x: own(x.movedim(-1, 1)).movedim(1, -1)
-    if case.groups is None:
+        name, between, wanted = "batch_norm", _moving(parameters), 1
+    elif case.groups is None:
         name, between = f"{case.kind}_norm", ((case.shape[case.axis],),)
         wanted = len(case.shape) - 1
     elif case.kind == "group":
@@ -241,7 +239,7 @@ def _functional(case: Case, parameters: list[Any]) -> Callable[[Any], Any] | Non
     function = getattr(functional, name)
 
     def compute(x: Any) -> Any:
-        return function(x, *between, *parameters, eps=1e-5)
+        return function(x, *between, *parameters, eps=1e-5, **case.options)
 
     if case.axis == wanted:
         return compute

@@ -65,7 +65,7 @@ class Case:
 
     @property
     def options(self) -> dict[str, bool]:
-        """What a layer is called with, besides x: batch normalization is timed as it trains."""
+        """What a call gets besides x and what is learned: batch normalization is timed training."""
         return {"training": True} if self.kind == "batch" else {}
 
     @property
