@@ -134,6 +134,16 @@ def test_virtual_batches_have_statistics_of_their_own(rows):
     close(layer.moving_variance, sum(p[2] * s for p, s in zip(parts, shares, strict=True)))
 
 
+@pytest.mark.parametrize("shape", [(0, 4, 3), (10, 0, 3)])
+@pytest.mark.parametrize("options", [{}, {"virtual_batch_size": 4}, {"renorm": True}])
+@pytest.mark.parametrize("training", [True, False])
+def test_axes_that_are_empty(shape, options, training):
+    layer, weights = made(shape, **options)
+    assert layer(np.zeros(shape, "float32"), training=training).shape == shape
+    for one, other in zip(layer.get_weights(), weights, strict=True):
+        assert (one == other).all()
+
+
 @pytest.mark.parametrize("clipping", [None, {"rmin": 0.9, "rmax": 1.1, "dmax": 0.2}])
 def test_renorm_is_that_of_keras(clipping):
     options = {"renorm": True, "renorm_clipping": clipping, "momentum": 0.8}

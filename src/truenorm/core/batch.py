@@ -213,9 +213,9 @@ def _corrected(
     mean, deviation = (
         arrays.cast(arrays.reshape(one, (-1,)), dtype) for one in (renorm.mean, renorm.deviation)
     )
-    groups = arrays.shape(mean)[0]
     # Of several virtual batches there are several statistics for each group.
-    mean_of_batch, rest, variance = (arrays.reshape(one, (-1, groups)) for one in statistics[:3])
+    shape = arrays.shape(x)[0] if call.view.has_samples else 1, arrays.shape(mean)[0]
+    mean_of_batch, rest, variance = (arrays.reshape(one, shape) for one in statistics[:3])
     r = arrays.sqrt(variance + call.epsilon) / deviation
     d = ((mean_of_batch - mean) + rest) / deviation
     r = _clipped(arrays, r, renorm.rmin, renorm.rmax)
@@ -264,10 +264,17 @@ def _joined(
 ) -> tuple[Tensor, Statistics]:
     """y of all virtual batches, and the average of their statistics."""
     shape = arrays.shape(x)
-    ys = [arrays.reshape(y, (-1, *shape[1:])) for y, _ in found]
     k0, _, k1, _ = call.view.sizes(shape)
-    rows = [[arrays.reshape(one, (-1, k0 * k1)) for one in statistics] for _, statistics in found]
+    ys, rows = [], []
+    for y, statistics in found:
+        sizes = arrays.shape(y)
+        # Whole virtual batches are stacked; what is left is one. No -1: an axis may be empty.
+        parts, samples = (
+            (1, sizes[0]) if len(sizes) == len(shape) else (sizes[0], sizes[0] * sizes[1])
+        )
+        ys.append(arrays.reshape(y, (samples, *shape[1:])))
+        rows.append([arrays.reshape(one, (parts, k0 * k1)) for one in statistics])
     if len(found) == 1:
-        return arrays.reshape(ys[0], shape), averaged(arrays, Statistics(*rows[0]))
+        return ys[0], averaged(arrays, Statistics(*rows[0]))
     parts = Statistics(*(arrays.concatenate(list(pair)) for pair in zip(*rows, strict=True)))
     return arrays.concatenate(ys), averaged(arrays, parts)

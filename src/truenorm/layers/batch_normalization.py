@@ -263,7 +263,10 @@ class BatchNormalization(NormalizationLayer):
                 arrays, named["moving_mean"], named["moving_stddev"], deviations, new, False
             )
             after["moving_stddev"] = deviation
-            after["moving_variance"] = keras.ops.relu(keras.ops.square(deviation) - self.epsilon)
+            squared = keras.ops.relu(keras.ops.square(deviation) - self.epsilon)
+            # Of an empty batch it stays too, whatever the rounding.
+            filled = keras.ops.reshape(statistics.count, variance.shape) > 0
+            after["moving_variance"] = keras.ops.where(filled, squared, variance)
         for name, value in after.items():
             weight = getattr(self, name)
             if lasting(value, weight):

@@ -140,6 +140,22 @@ def test_virtual_batches_have_statistics_of_their_own(rows):
     close(var, sum(one[2] * share for one, share in zip(parts, shares, strict=True)))
 
 
+@pytest.mark.parametrize("shape", [(0, 4, 3), (10, 0, 3), (10, 4, 0), (0, 0, 0)])
+@pytest.mark.parametrize("virtual", [None, 4])
+@pytest.mark.parametrize("corrected", [False, True])
+def test_axes_that_are_empty(shape, virtual, corrected):
+    old = jnp.full(shape[-1:], 0.8), jnp.full(shape[-1:], 1.7)
+    renorm = Renorm(*old, 0.9, 1.2, 0.1) if corrected else None
+
+    def training(x):
+        y, new = tn.batch_norm(x, None, None, *old, virtual_batch_size=virtual, renorm=renorm)
+        return y.sum(), (y, new)
+
+    gradient, (y, new) = jax.grad(training, has_aux=True)(jnp.zeros(shape))
+    assert y.shape == gradient.shape == shape
+    assert all((one == other).all() for one, other in zip(new, old, strict=True))
+
+
 def test_renorm_is_its_paper():
     x, _, scale, bias = numbers((10, 4, 3), (2,), 1.0)
     moving = Renorm(jnp.full(3, 0.8), jnp.full(3, 1.7), 0.9, 1.2, 0.1)

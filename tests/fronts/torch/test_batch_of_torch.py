@@ -178,6 +178,20 @@ def test_virtual_batches_have_statistics_of_their_own(rows):
     within(running[1], sum(variances), 1e-5)
 
 
+@pytest.mark.parametrize("shape", [(0, 3, 4), (10, 3, 0), (10, 0, 4), (0, 0, 0)])
+@pytest.mark.parametrize("virtual", [None, 4])
+@pytest.mark.parametrize("corrected", [False, True])
+def test_axes_that_are_empty(shape, virtual, corrected):
+    x = torch.zeros(shape, requires_grad=True)
+    old = torch.full(shape[1:2], 0.8), torch.full(shape[1:2], 1.7)
+    new = [one.clone() for one in old]
+    renorm = Renorm(*old, 0.9, 1.2, 0.1) if corrected else None
+    y = F.batch_norm(x, *new, None, None, True, virtual_batch_size=virtual, renorm=renorm)
+    assert y.shape == shape
+    assert torch.autograd.grad(y.sum(), x)[0].shape == shape
+    assert all(torch.equal(one, other) for one, other in zip(new, old, strict=True))
+
+
 @pytest.mark.parametrize("virtual", [None, 4])
 def test_renorm_is_its_paper(virtual):
     x, cotangent = numbers((10, 3, 4), mean=1.0)
