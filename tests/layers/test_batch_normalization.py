@@ -162,6 +162,46 @@ def test_renorm_is_that_of_keras(clipping):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
+def test_a_schedule_of_the_clips_of_renorm(tmp_path):
+    # From none, as in the paper: r = 1 and d = 0, to a wide one.
+    schedule = [(1.0, 0.0), (1.1, 0.2), (3.0, 5.0)]
+    names = ("rmax", "dmax")
+    clips = {name: keras.Variable(0.0, trainable=False, name=name) for name in names}
+    clips["rmax"].assign(1.0)
+    options = {"renorm": True, "momentum": 0.5, "renorm_momentum": 0.5, "name": "norm"}
+
+    class Widen(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            for name, value in zip(names, schedule[epoch], strict=True):
+                clips[name].assign(value)
+
+    def trained(layer, epochs, callbacks):
+        model = keras.Sequential([keras.Input((4, 3)), layer])
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+        if callbacks:
+            model.fit(x, t, batch_size=8, epochs=epochs, callbacks=callbacks, verbose=0)
+        return model
+
+    x, t = numbers((8, 4, 3), 2.0), numbers((8, 4, 3), 1.0)
+    model = trained(BatchNormalization(renorm_clipping=clips, **options), 3, [Widen()])
+    # The same with numbers, in a layer for each epoch.
+    before = None
+    for values in schedule:
+        clipping = dict(zip(names, values, strict=True))
+        one = trained(BatchNormalization(renorm_clipping=clipping, **options), 1, None)
+        if before is not None:
+            one.layers[0].set_weights(before)
+        one.fit(x, t, batch_size=8, verbose=0)
+        before = one.layers[0].get_weights()
+    for number, other in zip(model.layers[0].get_weights(), before, strict=True):
+        np.testing.assert_allclose(number, other, rtol=1e-5, atol=1e-5)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras").layers[0]
+    assert again.renorm_clipping == {"rmax": 3.0, "dmax": 5.0}
+    for number, other in zip(again.get_weights(), before, strict=True):
+        np.testing.assert_allclose(number, other, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float64"])
 def test_dtypes(policy):
     if policy == "float64" and BACKEND == "jax":

@@ -1,5 +1,6 @@
 """Batch normalization."""
 
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,7 +41,9 @@ class BatchNormalization(NormalizationLayer):
         beta_constraint, gamma_constraint: optional constraints.
         renorm: correct towards the moving statistics: batch renormalization (Ioffe, 2017,
             arXiv:1702.03275).
-        renorm_clipping: a dict with some of `rmin`, `rmax` and `dmax`, which clip the correction.
+        renorm_clipping: a dict with some of `rmin`, `rmax` and `dmax`, which clip the correction:
+            numbers, or scalar `keras.Variable`s, which a schedule may assign between epochs and
+            of which the config keeps the numbers.
         renorm_momentum: as momentum, of the statistics that the correction takes.
         synchronized: take statistics over all replicas of a TensorFlow strategy, or all processes
             of PyTorch's group; on JAX they are over all devices of a distribution anyway.
@@ -82,7 +85,7 @@ class BatchNormalization(NormalizationLayer):
         beta_constraint: Any = None,
         gamma_constraint: Any = None,
         renorm: bool = False,
-        renorm_clipping: Mapping[str, float] | None = None,
+        renorm_clipping: Mapping[str, float | keras.Variable] | None = None,
         renorm_momentum: float = 0.99,
         synchronized: bool = False,
         *,
@@ -120,7 +123,10 @@ class BatchNormalization(NormalizationLayer):
         self.moving_mean_initializer = initializers.get(moving_mean_initializer)
         self.moving_variance_initializer = initializers.get(moving_variance_initializer)
         self.renorm = renorm
-        self.renorm_clipping = _clipping(renorm_clipping) if renorm else None
+        # Not as a dict, whose variables Keras would save before those of build.
+        self.renorm_clipping = (
+            types.MappingProxyType(_clipping(renorm_clipping)) if renorm else None
+        )
         self.renorm_momentum = _share("renorm_momentum", renorm_momentum)
         self.synchronized = synchronized
         devices = "synchronized=True" if synchronized else None
@@ -166,6 +172,12 @@ class BatchNormalization(NormalizationLayer):
                 autocast=False,
             )
             setattr(self, name, weight)
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """Those of every layer, and clips that are variables: no weights, but state of a step."""
+        clips = [one for one in (self.renorm_clipping or {}).values() if _is_variable(one)]
+        return [*super().variables, *clips]
 
     def call(  # type: ignore[override]
         self,
@@ -236,7 +248,11 @@ class BatchNormalization(NormalizationLayer):
         )
         least = self.epsilon**0.5
         deviation = keras.ops.where(deviation < least, least, deviation)
-        return batch.Renorm(mean, deviation, **(self.renorm_clipping or {}))
+        clips = {
+            name: keras.ops.cast(one, mean.dtype) if _is_variable(one) else one
+            for name, one in (self.renorm_clipping or {}).items()
+        }
+        return batch.Renorm(mean, deviation, **clips)
 
     def _follow(self, statistics: Any) -> None:
         """Let the moving statistics follow those of a batch."""
@@ -298,6 +314,7 @@ class BatchNormalization(NormalizationLayer):
             "unbiased": False,
         }
         given = {name: getattr(self, name) for name in rarer}
+        given["renorm_clipping"] = _numbers(self.renorm_clipping) or None
         return {**config, **{name: one for name, one in given.items() if one != rarer[name]}}
 
 
@@ -315,9 +332,14 @@ def _share(name: str, value: Any) -> float:
     return share
 
 
-def _clipping(given: Mapping[str, float] | None) -> dict[str, float]:
-    """The clips, or ValueError where they contradict each other."""
-    clips = {name: float(value) for name, value in (given or {}).items() if value is not None}
+def _numbers(clipping: Mapping[str, Any] | None) -> dict[str, float]:
+    """The clips that there are, those of variables too, as they are now."""
+    return {name: float(value) for name, value in (clipping or {}).items() if value is not None}
+
+
+def _clipping(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The clips, of which variables stay such; or ValueError where they contradict each other."""
+    clips = _numbers(given)
     unknown = set(clips) - {"rmin", "rmax", "dmax"}
     if unknown:
         raise ValueError(
@@ -328,7 +350,14 @@ def _clipping(given: Mapping[str, float] | None) -> dict[str, float]:
         raise ValueError(
             f"renorm_clipping={brief(clips)} leaves nothing; expected rmin <= rmax and dmax >= 0."
         )
-    return clips
+    variables = {
+        name: one for name, one in (given or {}).items() if isinstance(one, keras.Variable)
+    }
+    return clips | variables
+
+
+def _is_variable(clip: Any) -> bool:
+    return isinstance(clip, keras.Variable)
 
 
 def _again(initializer: Any) -> Any:
