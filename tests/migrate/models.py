@@ -30,6 +30,8 @@ MADE = [
     "learned_epsilon",
     "recurrent",
     "masked",
+    "batch_normalized",
+    "virtual_batches",
 ]
 MODELS = ("model.h5", "model.keras", "saved_model")
 WEIGHTS = ("weights.h5", "model.weights.h5", "checkpoint")

@@ -14,8 +14,8 @@ from truenorm.core.errors import InputError
 from truenorm.layers.base import NormalizationLayer
 
 # The next training step of the others is Keras 2's, to rounding: these have an optimizer that was
-# dropped, or spectral normalization, which has another gradient.
-NEXT_STEP_DIFFERS = ["addons_optimizer", "spectral_normalized"]
+# dropped, spectral normalization, which has another gradient, or virtual batches of other samples.
+NEXT_STEP_DIFFERS = ["addons_optimizer", "spectral_normalized", "virtual_batches"]
 if keras.backend.backend() == "tensorflow":  # Keras 3 updates there only the rows that were used
     NEXT_STEP_DIFFERS.append("masked")
 

@@ -347,6 +347,34 @@ def mixed():
     return model
 
 
+def batch_normalized():
+    """What of Keras 2's batch normalization not every Keras 3 has."""
+    x = inputs = image()
+    clips = {"rmin": 0.8, "rmax": 1.3, "dmax": 0.4}
+    for norm in (
+        layers.BatchNormalization(renorm=True, momentum=0.8, name="corrected"),
+        layers.BatchNormalization(
+            renorm=True, renorm_clipping=clips, renorm_momentum=0.7, momentum=0.8, name="clipped"
+        ),
+        layers.BatchNormalization(axis=[1, 3], momentum=0.8, name="of_rows"),
+        layers.experimental.SyncBatchNormalization(momentum=0.8, name="synchronized"),
+    ):
+        x = norm(layers.Conv2D(6, 3, padding="same", activation="relu")(x))
+    model = keras.Model(inputs, head(x))
+    model.compile(keras.optimizers.SGD(0.05), "mse")
+    return model
+
+
+def virtual_batches():
+    """Batch normalization of two samples at a time: Keras 2 took the first and the third, ..."""
+    x = inputs = image()
+    x = layers.Conv2D(6, 3, padding="same", activation="relu")(x)
+    x = layers.BatchNormalization(virtual_batch_size=2, momentum=0.8)(x)
+    model = keras.Model(inputs, head(x))
+    model.compile(keras.optimizers.SGD(0.05), "mse")
+    return model
+
+
 NORMALIZATIONS = (
     tfa.layers.GroupNormalization,
     tfa.layers.InstanceNormalization,
@@ -370,6 +398,8 @@ MODELS = {
     lambdas: FILES[:2],
     custom: FILES[:2],
     mixed: FILES[:2],
+    batch_normalized: (*FILES, "checkpoint"),
+    virtual_batches: (*FILES, "checkpoint"),
 }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 
+from truenorm import layers
 from truenorm.core.errors import InputError
 from truenorm.tools.migrate import addons
 from truenorm.tools.migrate.calls import ending, named, node, single
@@ -18,6 +19,8 @@ from truenorm.tools.migrate.calls import ending, named, node, single
 Json = dict[str, Any]
 
 MODELS = ("Sequential", "Functional", "Model")
+BATCH = ("BatchNormalization", "SyncBatchNormalization")
+RARE = ("renorm", "virtual_batch_size")  # its arguments that not every Keras 3 has
 # Arguments of Keras 2 that say nothing in Keras 3: how it computed, or what the file has elsewhere.
 SILENT = {
     "batch_input_shape",
@@ -150,6 +153,8 @@ class Conversion:
             row.new = "Sequential" if name == "Sequential" else "Functional"
             make = self.sequential if name == "Sequential" else self.functional
             return make(config, path)
+        if name in BATCH and not addon:
+            return self.batch(config, path, row)
         cls = getattr(keras.layers, name, None)
         if not (inspect.isclass(cls) and issubclass(cls, keras.layers.Layer)) or addon:
             where = f"{path or 'the model itself'} ({shown}"
@@ -163,9 +168,25 @@ class Conversion:
             config = self.code_of(config, path)
         elif name == "LeakyReLU" and "alpha" in config:
             config["negative_slope"] = config.pop("alpha")
-        elif name == "BatchNormalization":
-            config["axis"] = single(config.get("axis", -1))
         return named(self.arguments(cls, config, path, row), name, "keras.layers")
+
+    def batch(self, config: Json, path: str, row: Row) -> Json:
+        """A batch normalization: Keras' own where it is one on every backend, else truenorm's."""
+        axis = config.get("axis", -1)
+        if config.get("virtual_batch_size") is not None:
+            # Keras 2 put an axis in front, and kept the numbers that it had then.
+            axis = [one - 1 for one in axis] if isinstance(axis, list) else axis
+        config["axis"] = axis = single(axis)
+        cls: Any = keras.layers.BatchNormalization
+        if row.old.endswith(BATCH[1]):
+            config["synchronized"] = True
+        new = any(config.get(key) and key not in addons.arguments(cls) for key in RARE)
+        if not (new or config.get("synchronized") or isinstance(axis, list)):
+            row.new = cls.__name__
+            return named(self.arguments(cls, config, path, row), cls.__name__, "keras.layers")
+        cls = layers.BatchNormalization
+        row.new = f"truenorm>{cls.__name__}"
+        return named(self.arguments(cls, config, path, row), cls.__name__, cls.__module__, row.new)
 
     def arguments(self, cls: Any, config: Json, path: str, row: Row) -> Json:
         """A layer's arguments, without those that Keras 3 no longer has."""

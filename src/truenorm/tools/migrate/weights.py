@@ -24,6 +24,7 @@ Array = np.ndarray[Any, Any]
 Pair = tuple[str, Any, Array]  # the layer's path, its variable, the value
 # Weights that TensorFlow Addons' wrappers do not have, and the value that has no effect.
 ADDED = {"initial_g": 0.0, "initial_bias": 0.0, "sigma": 1.0}
+BATCH = ("gamma", "beta", "moving_mean", "moving_variance")
 DROPPED = "data_dep_init/"  # in the name of a weight that is used once and saved for ever
 TREE_ROOTS = ("layers", "_layer_checkpoint_dependencies")  # the second in Keras 2.12
 
@@ -45,6 +46,7 @@ def assign(model: Any, saved: Saved) -> None:
         pairs = from_list(model, tree, problems)
     else:
         pairs = from_tree(model, saved.weights, problems)
+    pairs = [(path, variable, without_ones(variable, array)) for path, variable, array in pairs]
     for path, variable, array in pairs:
         if tuple(variable.shape) != array.shape:
             problems.append(
@@ -65,6 +67,14 @@ def assign(model: Any, saved: Saved) -> None:
         variable.assign(array)
     for variable, value in added.values():
         variable.assign(np.full(variable.shape, value))
+
+
+def without_ones(variable: Any, array: Array) -> Array:
+    """The weight (1, H, 1, C) of a batch normalization in Keras 2 as (H, C); others as they are."""
+    shape = tuple(variable.shape)
+    if variable.name in BATCH and shape == tuple(size for size in array.shape if size != 1):
+        return array.reshape(shape)
+    return array
 
 
 def check_built(model: Any) -> None:
@@ -229,6 +239,8 @@ def from_tree(model: Any, tree: Tree, problems: list[str]) -> list[Pair]:
                 if attribute == "layers" and here not in tree.groups and root in tree.groups:
                     here = root
                 name = snake_case(type(one).__name__)
+                if f"{here}/sync_{name}" in tree.groups and getattr(one, "synchronized", False):
+                    name = f"sync_{name}"  # a class of its own in Keras 2
                 count = used.get((attribute, name), 0)
                 used[attribute, name] = count + 1
                 here += f"/{name}_{count}" if count else f"/{name}"
