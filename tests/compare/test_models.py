@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from truenorm.core.errors import InputError
+from truenorm.core.kinds import KINDS
 from truenorm.tools.compare import models
 from truenorm.tools.compare.settings import MODELS, read_norms
 
@@ -25,6 +26,11 @@ def test_the_tutorial_model_is_the_tutorials():
     assert model.layers[1].output.shape == (None, 6, 7, 10)
     assert model.output_shape == (None, 10)
     assert len(models.build("tutorial", one("none"), (8, 9), seed=0).layers) == 6
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_is_truenorms_own_layer_of_that_row(name):
+    assert models.layer(one(name)).kind is KINDS[name]
 
 
 @pytest.mark.parametrize("model", MODELS)

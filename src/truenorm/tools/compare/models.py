@@ -107,8 +107,7 @@ def layer(norm: Norm) -> keras.Layer | None:
     """The normalization layer, or None for "none"."""
     if norm.name == "none":
         return None
-    name = KINDS[norm.name].keras
-    return (getattr(layers, name, None) or getattr(keras.layers, name))(**norm.options)
+    return getattr(layers, KINDS[norm.name].keras)(**norm.options)
 
 
 @keras.saving.register_keras_serializable("truenorm.tools.compare")
