@@ -22,6 +22,8 @@ CASES = [
     ("batch", (3, 2, 2, 4), {}, 3),
     ("batch", (3, 4, 2, 2), {"axis": 1}, 1),
     ("batch", (5, 4), {}, 1),
+    ("batch", (3, 2, 2, 4), {"axis": (1, 3)}, 3),
+    ("batch", (2, 3, 4, 2), {"axis": [2, 1]}, 2),
     ("layer", (3, 2, 2, 4), {"axis": 3}, 3),
     ("layer", (3, 2, 2, 4), {"axis": [1, 2, 3]}, 3),
     ("layer", (3, 2, 2, 4), {"axis": [3, 1, 2]}, 3),
@@ -47,11 +49,11 @@ CASES = [
 
 def key_of(name, shape, options, channel):
     """The definition: elements with the same key share statistics."""
+    axis = options.get("axis", -1)
+    axes = {one % len(shape) for one in (axis if isinstance(axis, (list, tuple)) else [axis])}
     if name == "batch":
-        return lambda index: index[channel]
+        return lambda index: tuple(index[one] for one in axes)
     if name in ("layer", "rms"):
-        axis = options.get("axis", -1)
-        axes = {one % len(shape) for one in (axis if isinstance(axis, list) else [axis])}
         return lambda index: tuple(at for one, at in enumerate(index) if one not in axes)
     groups = {"instance": shape[channel], "group": options.get("groups", 32)}[name]
     width = 1 if groups == -1 else shape[channel] // groups
@@ -77,8 +79,10 @@ def test_counts_are_those_of_the_definition(name, shape, options, channel):
 def test_parameters_are_those_of_keras(name, shape, options, channel):
     if name == "instance":  # which Keras lacks
         layer = keras.layers.GroupNormalization(groups=-1, **options)
+    elif name == "batch":  # of which Keras' takes one axis
+        layer = truenorm.BatchNormalization(**options)
     else:
-        classes = {"batch": "Batch", "layer": "Layer", "group": "Group", "rms": "RMS"}
+        classes = {"layer": "Layer", "group": "Group", "rms": "RMS"}
         layer = getattr(keras.layers, f"{classes[name]}Normalization")(**options)
     layer.build(shape)
     explanation = explain(name, shape, **options)
@@ -115,6 +119,15 @@ def test_schematic_blocks_show_whole_groups(channels, groups, drawn, width):
     assert cells.blue == (frozenset({0}), frozenset(range(width)), frozenset(range(6)))
     assert cells.width == width
     assert not cells.exact
+
+
+def test_several_channel_axes_have_a_gamma_and_a_beta_for_each_pair():
+    pairs = explain("batch", (8, 6, 5, 10), axis=(1, 3))
+    assert pairs.title == "BatchNormalization(axis=[1, 3])"
+    assert "60 groups of elements (6 rows × 10 channels)" in str(pairs)
+    assert "vary over axes 1 and 3 (H, C), shape (6, 10) each: 120 parameters" in str(pairs)
+    assert explain("batch", (8, 6, 5, 10), axis=[2, 1]).axis_names == ("N", "H", "C", "W")
+    assert str(explain(truenorm.BatchNormalization(axis=[1, 3]), (8, 6, 5, 10))) == str(pairs)
 
 
 def test_a_pixel_and_a_sample_are_drawn_differently():

@@ -369,23 +369,23 @@ def _class_name(name: str) -> str:
 
 def _explain_all(shape: Shape, given: dict[str, Any]) -> Explanations:
     """Batch, layer, instance and group normalization, with the settings of the paper's figure."""
-    first = _explain_one("batch", shape, {k: v for k, v in given.items() if k != "groups"})
-    channels = first.parameter_shape[0]
-    options = {k: v for k, v in given.items() if k not in ("groups", "axis")}
-    axis = {"axis": first.parameter_axes[0]}
+    options = {k: v for k, v in given.items() if k != "groups"}
+    instance = _explain_one("instance", shape, options)
+    (channels,) = instance.parameter_shape
     over: int | list[int] = list(range(1, len(shape)))
     words = "all axes of a sample"
     if "axis" in given:
-        over, words = axis["axis"], f"axis {given['axis']}, which is the channel axis of the others"
+        (over,) = instance.parameter_axes
+        words = f"axis {given['axis']}, which is the channel axis of the others"
     groups, why = given.get("groups"), "as given"
     if groups is None:
         groups = max(n for n in range(1, 33) if channels % n == 0 and (n < channels or n == 1))
         why = f"the most, up to 32, that divide the {channels} channels and do not part all of them"
     items = (
-        first,
+        _explain_one("batch", shape, options),
         _explain_one("layer", shape, {**options, "axis": over}),
-        _explain_one("instance", shape, {**options, **axis}),
-        _explain_one("group", shape, {**options, **axis, "groups": groups}),
+        instance,
+        _explain_one("group", shape, {**options, "groups": groups}),
     )
     preface = (
         f"As in figure 2 of 'Group Normalization' (arXiv:1803.08494): layer normalization over "
@@ -405,12 +405,11 @@ def _explain_one(name: str, shape: Shape, given: dict[str, Any]) -> Explanation:
     axis = given.get("axis", kind.default_axis(rank))
     groups = given.get("groups", 32 if kind.groups else None)
     try:
-        if kind.axis_is != "statistics" and isinstance(axis, (list, tuple)) and len(axis) == 1:
-            axis = axis[0]
         if kind.groups:
             groups = check_group_count(groups)
-        if kind.axis_is != "statistics":
-            axis = check_single_axis(axis)
+        if kind.axis_is == "channels":
+            single = isinstance(axis, (list, tuple)) and len(axis) == 1
+            axis = check_single_axis(axis[0] if single else axis)
         view = kind.view(shape, axis, groups, first=1)
     except (ValueError, TypeError) as error:
         raise InputError(str(error)) from None
@@ -420,10 +419,11 @@ def _explain_one(name: str, shape: Shape, given: dict[str, Any]) -> Explanation:
                 f"the size of axis {one} is unknown in shape={shape}, but gamma and beta of "
                 f"{kind.title[0].lower()}{kind.title[1:]} vary over it; give its size."
             )
-    # One axis is the channel axis, wherever it is; of several, the last axis of the input.
-    channel = view.parameter_axes[0] if len(view.parameter_axes) == 1 else rank - 1
-    axes: list[int] = [channel]
+    axes = list(view.parameter_axes)
+    channel = axes[-1]
     if kind.axis_is == "statistics":
+        # Of several axes with a gamma and a beta none need have the channels.
+        channel = channel if len(axes) == 1 else rank - 1
         axes = sorted({factor.axis for factor in view.factors if factor.reduced})
     settings = f"axis={axes[0] if len(axes) == 1 else axes}"
     if kind.groups:
