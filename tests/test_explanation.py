@@ -1,5 +1,6 @@
 """`explain` against brute force: which elements share statistics, by their definitions."""
 
+import collections
 import itertools
 import math
 import os
@@ -8,6 +9,7 @@ import subprocess
 import sys
 
 import keras
+import numpy as np
 import pytest
 
 import truenorm
@@ -24,6 +26,11 @@ CASES = [
     ("batch", (5, 4), {}, 1),
     ("batch", (3, 2, 2, 4), {"axis": (1, 3)}, 3),
     ("batch", (2, 3, 4, 2), {"axis": [2, 1]}, 2),
+    ("batch", (10, 2, 2, 3), {"virtual_batch_size": 4}, 3),
+    ("batch", (6, 3), {"virtual_batch_size": 9}, 1),
+    ("batch", (8, 3, 2, 2), {"devices": 4, "axis": 1}, 1),
+    ("batch", (8, 3), {"devices": 2, "synchronized": True}, 1),
+    ("batch", (12, 2, 2, 3), {"devices": 2, "virtual_batch_size": 4, "axis": [1, 3]}, 3),
     ("layer", (3, 2, 2, 4), {"axis": 3}, 3),
     ("layer", (3, 2, 2, 4), {"axis": [1, 2, 3]}, 3),
     ("layer", (3, 2, 2, 4), {"axis": [3, 1, 2]}, 3),
@@ -52,7 +59,12 @@ def key_of(name, shape, options, channel):
     axis = options.get("axis", -1)
     axes = {one % len(shape) for one in (axis if isinstance(axis, (list, tuple)) else [axis])}
     if name == "batch":
-        return lambda index: tuple(index[one] for one in axes)
+        together = options.get("synchronized", False)
+        each = shape[0] if together else shape[0] // options.get("devices", 1)
+        virtual = options.get("virtual_batch_size", each)
+        return lambda index: (
+            index[0] // each, index[0] % each // virtual, *(index[one] for one in axes),
+        )  # fmt: skip
     if name in ("layer", "rms"):
         return lambda index: tuple(at for one, at in enumerate(index) if one not in axes)
     groups = {"instance": shape[channel], "group": options.get("groups", 32)}[name]
@@ -72,7 +84,11 @@ def test_counts_are_those_of_the_definition(name, shape, options, channel):
     for index in indices(shape):
         sets.setdefault(key(index), []).append(index)
     assert explanation.groups_of_elements == len(sets)
-    assert {explanation.elements_per_group} == {len(one) for one in sets.values()}
+    assert explanation.elements_per_group == len(sets[key((0,) * len(shape))])
+    counts = {
+        part.count(reduced=True)[0]: part.count(reduced=False)[0] for part in explanation.parts
+    }
+    assert counts == collections.Counter(len(one) for one in sets.values())
 
 
 @pytest.mark.parametrize(("name", "shape", "options", "channel"), CASES)
@@ -80,7 +96,9 @@ def test_parameters_are_those_of_keras(name, shape, options, channel):
     if name == "instance":  # which Keras lacks
         layer = keras.layers.GroupNormalization(groups=-1, **options)
     elif name == "batch":  # of which Keras' takes one axis
-        layer = truenorm.BatchNormalization(**options)
+        layer = truenorm.BatchNormalization(
+            **{option: value for option, value in options.items() if option != "devices"}
+        )
     else:
         classes = {"layer": "Layer", "group": "Group", "rms": "RMS"}
         layer = getattr(keras.layers, f"{classes[name]}Normalization")(**options)
@@ -128,6 +146,83 @@ def test_several_channel_axes_have_a_gamma_and_a_beta_for_each_pair():
     assert "vary over axes 1 and 3 (H, C), shape (6, 10) each: 120 parameters" in str(pairs)
     assert explain("batch", (8, 6, 5, 10), axis=[2, 1]).axis_names == ("N", "H", "C", "W")
     assert str(explain(truenorm.BatchNormalization(axis=[1, 3]), (8, 6, 5, 10))) == str(pairs)
+
+
+@pytest.mark.parametrize(("samples", "size"), [(10, 4), (8, 4), (7, 3), (5, 9), (3, 1)])
+def test_the_virtual_batches_are_those_the_layer_computes_with(samples, size):
+    layer = truenorm.BatchNormalization(virtual_batch_size=size, epsilon=1e-3)
+    x = np.random.default_rng(0).normal(size=(samples, 2, 3)).astype("float32")
+    y = keras.ops.convert_to_numpy(layer(x, training=True))
+    split = explain(layer, x.shape).split
+    batches = [split.batch(0, index) for index in range(split.batches)]
+    assert [*itertools.chain(*batches)] == [*range(samples)]
+    for batch in batches:
+        some = x[batch.start : batch.stop].astype("float64")
+        expected = (some - some.mean((0, 1))) / np.sqrt(some.var((0, 1)) + 1e-3)
+        np.testing.assert_allclose(y[batch.start : batch.stop], expected, atol=1e-5)
+
+
+def test_the_words_of_a_batch_that_is_cut():
+    def facts(shape, **options):
+        return " ".join(str(explain("batch", shape, **options)).partition("Watch")[0].split())
+
+    virtual = facts((10, 28, 28, 10), virtual_batch_size=4)
+    assert virtual.startswith("BatchNormalization(axis=3, virtual_batch_size=4) of x")
+    assert "Samples that share statistics in training: 0–3, 4–7, 8–9. 20 groups" in virtual
+    assert "20 groups of elements (2 virtual batches × 10 channels), each with its" in virtual
+    assert "10 groups of elements (1 smaller virtual batch × 10 channels), each" in virtual
+    assert "1,568 elements in each (2 samples × 28 rows × 28 columns)." in virtual
+    own = facts((8, 10), devices=2)
+    assert own.startswith("BatchNormalization(axis=1) of x")
+    assert "share statistics in training: 0–3 on device 0; 4–7 on device 1. 20 groups" in own
+    assert "(2 devices × 10 channels)" in own
+    shared = facts((8, 10), devices=2, synchronized=True)
+    assert shared.startswith("BatchNormalization(axis=1, synchronized=True) of x")
+    assert "All samples share statistics in training: 0–3 on device 0; 4–7 on device 1." in shared
+    assert "10 groups of elements (10 channels), each with its own mean and variance. 8" in shared
+    both = facts((12, 10), devices=2, virtual_batch_size=5)
+    assert ": 0–4, 5 on device 0; 6–10, 11 on device 1. 20 groups" in both
+    assert "(2 devices × 1 smaller virtual batch × 10 channels)" in both
+    many = facts((10**9, 10), devices=8, virtual_batch_size=4)
+    assert ": 0–3, …, 124999996–124999999 on device 0; …; 875000000–875000003, …, " in many
+    assert "Samples" not in facts((8, 10))
+    # A batch of unknown size has one set of statistics, on however many devices it is.
+    assert "10 groups of elements (10 channels)" in facts((None, 10), synchronized=True)
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "drawn", "labels"),
+    [
+        ((10, 9), {"virtual_batch_size": 4}, ((4, 4, 2),), ["4", "4", "2"]),
+        ((100, 9), {"virtual_batch_size": 32}, ((3, 3, 3, 2),), ["32", "32", "32", "4"]),
+        ((102, 9), {"virtual_batch_size": 20}, ((4, 4, 2),), ["20", "…", "2"]),
+        ((32, 9), {"devices": 2}, ((6,), (6,)), ["16", "16", "device 0", "device 1"]),
+        (
+            (5000, 9),
+            {"devices": 8, "synchronized": True},
+            ((4,), (4,), (4,)),
+            ["625", "625", "625", "device 0", "…", "device 7"],
+        ),
+        (
+            (1000, 9),
+            {"devices": 2, "virtual_batch_size": 3},
+            ((2, 2, 1), (2, 2, 1)),
+            ["3", "…", "2", "3", "…", "2", "device 0", "device 1"],
+        ),
+        ((3, 9), {"devices": 3}, ((1,), (1,), (1,)), ["1", "1", "1", "0", "1", "2"]),
+    ],
+)
+def test_every_drawn_batch_has_its_size_and_what_is_left_is_smaller(shape, options, drawn, labels):
+    explanation = explain("batch", shape, **options)
+    cells = block(explanation)
+    assert cells.batches == drawn
+    assert cells.shape[0] == sum(map(sum, drawn))
+    together = cells.shape[0] if options.get("synchronized") else drawn[0][0]
+    assert cells.blue[0] == frozenset(range(together))
+    texts = [text.get_text() for text in explanation.plot().texts]
+    at = texts.index(labels[0])
+    assert texts[at : at + len(labels)] == labels
+    assert any("stands for samples not drawn" in text for text in texts) == ("…" in labels)
 
 
 def test_a_pixel_and_a_sample_are_drawn_differently():
@@ -197,10 +292,23 @@ def test_the_figure_paints_these_faces_in_blue(name, options):
 
 
 @pytest.mark.parametrize(
-    "shape", [(32, 10), (8, 128, 10), (None, 28, 28, 10), (1, 1, 1, 10), (2, 3, 3, 3, 10)]
+    ("shape", "options"),
+    [
+        ((32, 10), {}),
+        ((8, 128, 10), {}),
+        ((None, 28, 28, 10), {}),
+        ((1, 1, 1, 10), {}),
+        ((2, 3, 3, 3, 10), {}),
+        ((10, 28, 28, 10), {"virtual_batch_size": 4}),
+        ((4, 10), {"devices": 4}),
+        ((2, 10), {"devices": 2, "synchronized": True}),
+        ((1000, 28, 28, 10), {"devices": 8, "virtual_batch_size": 4}),
+        ((4096, 5, 10), {"devices": 64, "synchronized": True}),
+        ((12, 5, 10), {"devices": 4, "virtual_batch_size": 2}),
+    ],
 )
-def test_every_text_of_the_picture_is_inside_it_and_apart(shape):
-    explanation = explain("all", shape, groups=5)
+def test_every_text_of_the_picture_is_inside_it_and_apart(shape, options):
+    explanation = explain("all", shape, groups=5, **options)
     figure = explanation.figure()
     figure.canvas.draw()
     boxes = [text.get_window_extent() for text in figure.axes[0].texts if text.get_text()]
@@ -242,8 +350,13 @@ NOTES = {
     "sign": "only the sign is left",
     "two elements": "+1 and −1",
     "where one": "Where H = W = 1, a group has one element and the output is beta.",
-    "noisy": "small batches (here 8) give noisy statistics",
-    "inference": "At inference it uses moving averages instead",
+    "noisy": "small batches give noisy statistics; here they are of 8 samples with ",
+    "virtual noisy": "small virtual batches give noisy statistics; here they are of 4 samples "
+    "with 4 elements and 1 sample with 1 element.",
+    "average": "follow the average over the virtual batches",
+    "last": "One element per group in the last virtual batch: it equals",
+    "own": "Each device moves a moving mean and variance of its own",
+    "inference": "In inference nothing of the batch is shared",
     "pixel": "axis=3 normalizes each pixel over its 10 channels, not each sample, although "
     "tutorials say 'all activations of a sample'; for that take axis=[1, 2, 3].",
     "step": "axis=2 normalizes each step over its 10 channels, not each sample; for that",
@@ -264,6 +377,15 @@ NOTES = {
     [
         ("batch", (8, 28, 28, 10), {}, {"noisy", "inference"}),
         ("batch", (1, 10), {}, {"one in training", "inference"}),
+        (
+            "batch",
+            (9, 10),
+            {"virtual_batch_size": 4},
+            {"last", "one in training", "virtual noisy", "average", "inference"},
+        ),
+        ("batch", (16, 10), {"devices": 2}, {"noisy", "own", "inference"}),
+        ("batch", (8, 10), {"devices": 2, "synchronized": True}, {"noisy", "inference"}),
+        ("batch", (8, 10), {"devices": 8}, {"one in training", "own", "inference"}),
         ("layer", (8, 28, 28, 10), {}, {"pixel"}),
         ("layer", (8, 28, 28, 10), {"axis": [1, 2, 3]}, {"whole sample", "per element"}),
         ("layer", (8, 10), {}, set()),
@@ -344,6 +466,8 @@ class InstanceNormalization(keras.layers.GroupNormalization):
         (keras.layers.GroupNormalization, "group", {"groups": 2, "axis": 1, "scale": False}),
         (keras.layers.RMSNormalization, "rms", {"axis": 3}),
         (InstanceNormalization, "instance", {"axis": 3, "center": False}),
+        (keras.layers.BatchNormalization, "batch", {"synchronized": True}),
+        (truenorm.BatchNormalization, "batch", {"axis": [1, 3], "virtual_batch_size": 1}),
     ],
 )
 def test_layer_objects_bring_their_settings(layer, name, options, built):
@@ -380,6 +504,28 @@ def test_layer_objects_bring_their_settings(layer, name, options, built):
         ("layer", (8, 10), {"axis": "x"}, "axis='x' must be an integer"),
         ("layer", (8, None, 10), {"axis": [1, 2]}, "size of axis 1 is unknown .* give its size"),
         ("batch", (8, None), {}, "size of axis 1 is unknown"),
+        ("layer", (8, 10), {"devices": 2}, "devices=2 is an option of batch normalization, not of"),
+        ("rms", (8, 10), {"virtual_batch_size": 2}, "virtual_batch_size=2 is an option of batch"),
+        ("group", (8, 10), {"groups": 2, "synchronized": True}, "synchronized=True is an option"),
+        ("weight", (8, 10), {"devices": 2}, "devices cannot be given for 'weight'"),
+        ("batch", (8, 10), {"devices": 3}, "devices=3 does not divide the 8 samples of axis 0"),
+        ("batch", (8, 10), {"devices": 0}, "devices=0 must be 1 or more"),
+        ("batch", (8, 10), {"devices": 1.5}, "devices=1.5 must be an integer"),
+        ("batch", (8, 10), {"virtual_batch_size": 0}, "virtual_batch_size=0 must be 1 or more"),
+        ("batch", (None, 10), {"virtual_batch_size": 2}, "=2 needs the number of samples"),
+        ("batch", (None, 10), {"devices": 2}, "devices=2 needs the number of samples"),
+        (
+            "batch",
+            (8, 10),
+            {"virtual_batch_size": 2, "synchronized": True},
+            "virtual_batch_size=2 and synchronized=True contradict each other",
+        ),
+        (
+            truenorm.BatchNormalization(),
+            (8, 10),
+            {"virtual_batch_size": 2, "devices": 2},
+            "^virtual_batch_size cannot be given with a",
+        ),
         ("rms", (8, 10), {"center": True}, "RMS normalization has no beta"),
         ("group", (8,), {}, r"shape=\(8,\) has rank 1; expected at least 2 axes"),
         ("group", (8, 0), {}, "sizes of at least 1"),
@@ -450,6 +596,27 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(
     assert message in captured.err
     assert (tmp_path / "there.png").read_text() == "mine"
     assert {path.name for path in tmp_path.iterdir()} == {"folder.png", "there.png"}
+
+
+def test_the_command_cuts_a_batch(capsys):
+    arguments = ["explain", "batch", "--shape", "12,10", "--devices", "2"]
+    for more, options in [
+        ([], {}),
+        (["--virtual-batch-size", "4"], {"virtual_batch_size": 4}),
+        (["--synchronized"], {"synchronized": True}),
+    ]:
+        assert cli.main([*arguments, *more]) == 0
+        printed = capsys.readouterr().out
+        assert printed == f"{explain('batch', (12, 10), devices=2, **options)}\n"
+    assert cli.main([*arguments[:-1], "5"]) == 2
+    assert "devices=5 does not divide the 12 samples" in capsys.readouterr().err
+
+
+def test_devices_are_given_with_a_layer_which_knows_none():
+    layer = truenorm.BatchNormalization(synchronized=True)
+    assert str(explain(layer, (8, 10), devices=2)) == str(
+        explain("batch", (8, 10), devices=2, synchronized=True)
+    )
 
 
 def test_force_overwrites_and_a_failed_write_loses_nothing(tmp_path, monkeypatch, capsys):

@@ -33,9 +33,22 @@ def add_explain(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser.add_argument("--groups", type=int, help="groups of channels, -1: one per channel")
     parser.add_argument(
         "--axis",
-        help="the channel axis (default: the last); for layer, rms and frn the axes of the "
-        "statistics, such as 1,2,3; for all the one or the other, as each takes it "
+        help="the channel axis (default: the last), of batch one or several; for layer, rms and "
+        "frn the axes of the statistics, such as 1,2,3; for all the one or the other, as each "
+        "takes it "
         "(a list that begins with a minus as --axis=-2,-1)",
+    )
+    parser.add_argument(
+        "--virtual-batch-size", type=int, metavar="N", help="of batch: statistics over N samples"
+    )
+    parser.add_argument(
+        "--devices", type=int, metavar="N", help="of batch: split the samples over N devices"
+    )
+    parser.add_argument(
+        "--synchronized",
+        action="store_true",
+        default=None,
+        help="of batch: all devices share statistics",
     )
     parser.add_argument("--out", metavar="FILE", help="draw it, to a .png, .svg or .pdf file")
     parser.add_argument("--force", action="store_true", help="overwrite an existing FILE")
@@ -49,7 +62,10 @@ def run_explain(options: argparse.Namespace) -> int:
 
     axis = None if options.axis is None else parse_axis(options.axis)
     shape = parse_shape(options.shape)
-    explanation = explain(options.name, shape, groups=options.groups, axis=axis)
+    explanation = explain(
+        options.name, shape, groups=options.groups, axis=axis, devices=options.devices,
+        virtual_batch_size=options.virtual_batch_size, synchronized=options.synchronized,
+    )  # fmt: skip
     if options.out is not None:
         check_output(options.out, options.force)
     print(explanation)

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from truenorm.core.errors import InputError
+from truenorm.tools.explain.parts import Split, shown
 from truenorm.tools.figures import need_matplotlib
 from truenorm.tools.writing import checked_path, write
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 FORMATS = ("png", "svg", "pdf")
 CHANNELS = 10  # the most channels that are drawn one by one
+DEVICE = 2  # how far the border between devices goes on below the block, in cells
+SAMPLES = 12  # the most samples of a batch that is cut
 INCH = 0.2  # the edge of a cell
 MARGIN = 0.45 / INCH  # beside a block
 COS, SIN = math.cos(math.radians(28)), math.sin(math.radians(28))
@@ -131,12 +134,14 @@ class Block:
         blue: the samples, the channels and the positions of one set of elements that share
             statistics; the set is their product.
         width: how many drawn channels make a group; None where channels are not grouped.
+        batches: for each drawn device how many samples of each virtual batch are drawn.
         exact: whether every element has its cell; else the drawing is schematic.
     """
 
     shape: tuple[int, int, int]
     blue: tuple[frozenset[int], frozenset[int], frozenset[int]]
     width: int | None
+    batches: tuple[tuple[int, ...], ...]
     exact: bool
 
 
@@ -146,7 +151,9 @@ def block(explanation: "Explanation", channels: int | None = None) -> Block:
     channel, spatial = _channel_and_spatial(explanation)
     kept = {factor.axis for factor in view.factors if not factor.reduced}
 
-    samples = _few(shape[0])
+    split = explanation.split
+    batches = ((_few(shape[0]),),) if split is None else _few_batches(split)
+    samples = sum(map(sum, batches))
     width = None
     if view.groups is not None and view.groups != -1:
         groups, width = _few_groups(explanation.parameter_shape[0], view.groups)
@@ -165,7 +172,8 @@ def block(explanation: "Explanation", channels: int | None = None) -> Block:
     positions = list(itertools.product(*(range(length) for length in lengths)))
 
     # Every kept coordinate is 0 in the set that is shown, so that it reaches the front corner.
-    blue_samples = [0] if 0 in kept else range(samples)
+    together = samples if split is None or split.synchronized else batches[0][0]
+    blue_samples = [0] if 0 in kept else range(together)
     if width is not None:
         blue_channels: Sequence[int] = range(width)
     else:
@@ -180,6 +188,7 @@ def block(explanation: "Explanation", channels: int | None = None) -> Block:
         (samples, channels, len(positions)),
         (frozenset(blue_samples), frozenset(blue_channels), frozenset(blue_positions)),
         width,
+        batches,
         None not in shape and drawn == math.prod(size or 1 for size in shape),
     )
 
@@ -187,6 +196,19 @@ def block(explanation: "Explanation", channels: int | None = None) -> Block:
 def _few(size: int | None, most: int = 8) -> int:
     """How many cells to draw along an axis: all where they are few, six for many."""
     return size if size is not None and size <= most else 6
+
+
+def _few_batches(split: Split) -> tuple[tuple[int, ...], ...]:
+    """How many samples to draw of each batch that is drawn: of a smaller one fewer."""
+    devices, batches = shown(split.devices), shown(split.batches)
+    width = split.size
+    if split.samples > SAMPLES:
+        width = min(width, max(SAMPLES // (len(devices) * len(batches)), 2))
+    row = [width] * len(batches)
+    left = len(split.batch(0, split.batches - 1))
+    if left < split.size:
+        row[-1] = min(left, width - 1)
+    return (tuple(row),) * len(devices)
 
 
 def _few_groups(channels: int, groups: int) -> tuple[int, int]:
@@ -256,12 +278,17 @@ def draw(explanations: Sequence["Explanation"], ax: Any = None) -> Any:
     footer = [f"In blue: elements that share one {shared}."]
     if not all(cells.exact for cells in blocks):
         footer.append("Schematic: fewer cells than elements.")
-    if any(map(_leaves_out, explanations, blocks)):
-        footer.append("… stands for channels not drawn.")
+    rows = [_sample_labels(one, cells) for one, cells in zip(explanations, blocks, strict=True)]
+    left_out = ["channels"] if any(map(_leaves_out, explanations, blocks)) else []
+    if any(text == "…" for labels in itertools.chain(*rows) for _, text in labels):
+        left_out.append("samples")
+    if left_out:
+        footer.append(f"… stands for {' and '.join(left_out)} not drawn.")
     if len(blocks) > 1:
         footer = [" ".join(footer)]
     top = max(project(*cells.shape)[1] for cells in blocks) + 3.2 * line
-    bottom = -(6.3 + len(footer)) * line
+    below = 2.2 + max(map(len, rows))  # the lines between the block and its caption
+    bottom = -(below + 4.1 + len(footer)) * line
     if ax is None:
         figure = Figure(figsize=(width * INCH, (top - bottom) * INCH), facecolor="white")
         ax = figure.add_axes((0, 0, 1, 1))
@@ -286,37 +313,43 @@ def draw(explanations: Sequence["Explanation"], ax: Any = None) -> Any:
         )
         ax.add_collection(
             LineCollection(
-                [[(front + px, py) for px, py in path] for path in _outline(cells)],
+                [[(front + px, py) for px, py in path] for _, path in _outline(cells)],
                 colors=INK,
-                linewidths=1.3,
+                linewidths=[wide for wide, _ in _outline(cells)],
                 capstyle="round",
                 joinstyle="round",
             )
         )
-        _label(ax, front, one, cells, line)
+        _label(ax, front, one, cells, line, below)
         x += panel
     for row, text in enumerate(footer):
-        at = -(5.8 + row) * line
+        at = -(below + 3.6 + row) * line
         ax.text(width / 2, at, text, ha="center", va="top", size=9, color=FAINT, style="italic")
     return ax
 
 
-def _outline(cells: Block) -> Iterator[list[tuple[float, float]]]:
-    """The edges of the block, and the borders between groups of channels."""
+def _outline(cells: Block) -> Iterator[tuple[float, list[tuple[float, float]]]]:
+    """The edges of the block and the borders in it, with the widths of the lines.
+
+    Between groups of channels, between batches, and, wider, between devices.
+    """
     samples, channels, height = cells.shape
     around = [(0, 0, 0), (samples, 0, 0), (samples, 0, height), (samples, channels, height)]
     around += [(0, channels, height), (0, channels, 0), (0, 0, 0), (0, 0, height)]
-    yield [project(*corner) for corner in around]
-    yield [
-        project(*corner) for corner in ((0, channels, height), (0, 0, height), (samples, 0, height))
-    ]
+    lines = [(1.3, around), (1.3, [(0, channels, height), (0, 0, height), (samples, 0, height)])]
     if cells.width is not None:
         for c in range(cells.width, channels, cells.width):
-            border = (0, c, 0), (0, c, height), (samples, c, height)
-            yield [project(*corner) for corner in border]
+            lines.append((1.3, [(0, c, 0), (0, c, height), (samples, c, height)]))
+    *batches, _ = itertools.accumulate(itertools.chain(*cells.batches))
+    for n in batches:
+        lines.append((1.3, [(n, 0, 0), (n, 0, height), (n, channels, height)]))
+    for n in itertools.accumulate(map(sum, cells.batches[:-1])):
+        lines.append((2.0, [(n, 0, -DEVICE), (n, 0, height), (n, channels, height)]))
+    for wide, corners in lines:
+        yield wide, [project(*corner) for corner in corners]
 
 
-def _label(ax: Any, x: float, one: "Explanation", cells: Block, line: float) -> None:
+def _label(ax: Any, x: float, one: "Explanation", cells: Block, line: float, below: float) -> None:
     """Write the title, the axes and the caption of one block whose front edge is at x."""
     samples, channels, height = cells.shape
     write = functools.partial(ax.text, size=10.5, color=INK)
@@ -327,8 +360,14 @@ def _label(ax: Any, x: float, one: "Explanation", cells: Block, line: float) -> 
     write(x + px - line / 2, py, text, rotation=rotation, ha="right", va="center")
     px, py = project(0, channels / 2, 0)
     write(x + px - 0.3 * line, py - 0.3 * line, _size(one, channel), ha="right", va="top")
+    rows = _sample_labels(one, cells)
+    for row, labels in enumerate(rows):
+        for at, text in labels:
+            px, py = project(at, 0, 0)
+            write(x + px, py - (0.3 + row) * line, text, va="top", size=8.5)
     px, py = project(samples / 2, 0, 0)
-    write(x + px + 0.3 * line, py - 0.3 * line, _size(one, 0), ha="left", va="top")
+    under = (0.3 + 1.15 * len(rows)) * line
+    write(x + px + 0.3 * line, py - under, _size(one, 0), ha="left", va="top")
 
     if _leaves_out(one, cells):
         px, py = project(0, channels, height)
@@ -336,9 +375,24 @@ def _label(ax: Any, x: float, one: "Explanation", cells: Block, line: float) -> 
     middle = x + (samples - channels) * COS / 2
     top = project(samples, channels, height)[1]
     write(middle, top + 1.7 * line, one.heading, ha="center", va="bottom", size=13, weight="bold")
-    write(middle, top + 0.6 * line, one.settings, ha="center", va="bottom", color=FAINT)
+    write(middle, top + 0.6 * line, one.subtitle, ha="center", va="bottom", color=FAINT)
     for row, text in enumerate(one.caption()):
-        write(middle, -(2.2 + row) * line, text, ha="center", va="top", size=9.5)
+        write(middle, -(below + row) * line, text, ha="center", va="top", size=9.5)
+
+
+def _sample_labels(one: "Explanation", cells: Block) -> list[list[tuple[float, str]]]:
+    """Where along the samples to write how many make a batch, and which device has them."""
+    if one.split is None:
+        return []
+    sizes, names, begin = [], [], 0
+    for drawn, device in zip(cells.batches, shown(one.split.devices), strict=True):
+        word = "device " if sum(drawn) > 1 else ""  # which one cell has no room for
+        names.append((begin + 0.35, "…" if device is None else f"{word}{device}"))
+        for width, index in zip(drawn, shown(one.split.batches), strict=True):
+            text = "…" if index is None else f"{len(one.split.batch(0, index))}"
+            sizes.append((begin + width / 2 - 0.3, text))
+            begin += width
+    return [row for row in (sizes, names) if len(row) > 1]
 
 
 def _leaves_out(one: "Explanation", cells: Block) -> bool:

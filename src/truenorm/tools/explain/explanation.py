@@ -1,7 +1,7 @@
 """`explain`: which elements of a tensor share statistics, in words and as a picture.
 
-The facts come from the view that the layers compute with; this module only counts and words
-them. What to watch for is in `cautions.py`, the drawing in `drawing.py`.
+The facts come from the view that the layers compute with; this module only words them. They are
+counted in `parts.py`; what to watch for is in `cautions.py`, the drawing in `drawing.py`.
 """
 
 import dataclasses
@@ -15,16 +15,14 @@ from typing import Any, Literal, overload
 from truenorm.core.arguments import check_group_count, check_single_axis
 from truenorm.core.errors import InputError
 from truenorm.core.kinds import KINDS, Kind
-from truenorm.core.view import Factor, View, axes_view
+from truenorm.core.view import View, axes_view
 from truenorm.tools.explain.cautions import cautions
 from truenorm.tools.explain.drawing import Drawable
+from truenorm.tools.explain.parts import SPATIAL, Part, Shape, Split, split
 
 WEIGHT = "weight"  # normalizes a kernel, and is no kind of normalization of an input
-SPATIAL = {0: (), 1: ("T",), 2: ("H", "W"), 3: ("D", "H", "W")}
-NOUNS = {"N": "sample", "T": "step", "D": "slice", "H": "row", "W": "column", "C": "channel"}
-NOUNS |= {"I": "input", "O": "output unit"}  # of a kernel
-
-Shape = tuple[int | None, ...]
+BATCH = ("virtual_batch_size", "synchronized")  # arguments of batch normalization alone
+CUTS = (*BATCH, "devices")  # what cuts its batch
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -42,6 +40,7 @@ class Explanation(Drawable):
             ("H", "W", "I", "O").
         view: the kept and reduced axes that the layers compute with.
         learned: ("gamma", "beta"), or those of the two that there are; of a kernel ("g",).
+        split: how a batch is cut over devices and into virtual batches; None: not at all.
         notes: what to watch for, a sentence or two each.
     """
 
@@ -51,6 +50,7 @@ class Explanation(Drawable):
     axis_names: tuple[str, ...]
     view: View
     learned: tuple[str, ...]
+    split: Split | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -71,14 +71,25 @@ class Explanation(Drawable):
         return self.axis_names.index("O" if self.name == "weight" else "C")
 
     @property
+    def parts(self) -> tuple[Part, ...]:
+        """What is normalized each by itself: the input, or the stacks into which it is cut."""
+        whole = Part(self.view, self.shape, self.axis_names)
+        return (whole,) if self.split is None else tuple(self.split.parts(whole))
+
+    @property
     def groups_of_elements(self) -> int | None:
         """How many sets of elements share statistics; None where a size in it is unknown."""
-        return self._count(reduced=False)[0]
+        counts = [part.count(reduced=False)[0] for part in self.parts]
+        known = [count for count in counts if count is not None]
+        return sum(known) if len(known) == len(counts) else None
 
     @property
     def elements_per_group(self) -> int | None:
-        """How many elements each of them has; None where a size in it is unknown."""
-        return self._count(reduced=True)[0]
+        """How many elements each of them has, or each but those of the last virtual batch.
+
+        None where a size in it is unknown.
+        """
+        return self.parts[0].count(reduced=True)[0]
 
     @property
     def parameter_axes(self) -> tuple[int, ...]:
@@ -100,39 +111,43 @@ class Explanation(Drawable):
         """What the output is where the normalized value is zero."""
         return "beta" if "beta" in self.learned else "0"
 
-    def counts(self) -> tuple[str, str]:
-        """How many groups of elements there are, and how many elements each has, in words."""
-        _, groups, kept = self._count(reduced=False)
-        _, elements, reduced = self._count(reduced=True)
-        return (
-            f"{groups} group{'s' * (groups != '1')} of elements ({kept})",
-            f"{elements} element{'s' * (elements != '1')} in each ({reduced})",
-        )
-
     @property
     def heading(self) -> str:
         """The title of the picture."""
         return "Weight normalization" if self.name == WEIGHT else KINDS[self.name].title
 
+    @property
+    def subtitle(self) -> str:
+        """The line below it."""
+        devices = 1 if self.split is None else self.split.devices
+        return f"{self.settings}, {devices} devices" if devices > 1 else self.settings
+
     def caption(self) -> tuple[str, str, str]:
         """The caption of the picture, line by line."""
-        _, groups, _ = self._count(reduced=False)
-        _, elements, words = self._count(reduced=True)
+        (_, elements, words), *less = (part.count(reduced=True) for part in self.parts)
+        counts = [part.count(reduced=False)[1] for part in self.parts]
+        more = "".join(
+            f", and {n} of {size}" for n, (_, size, _) in zip(counts[1:], less, strict=True)
+        )
         return (
             f"Groups of {elements} element{'s' * (elements != '1')}:",
             words,
-            f"{groups} such group{'s' * (groups != '1')}",
+            f"{counts[0]} such group{'s' * (counts[0] != '1')}{more}",
         )
 
     def __str__(self) -> str:
         names = ", ".join(self.axis_names)
         sizes = ", ".join("?" if size is None else str(size) for size in self.shape)
-        groups, elements = self.counts()
-        facts = [
-            f"{groups}, {'each ' * (self.groups_of_elements != 1)}with its own {self.statistics}.",
-            f"{elements}.",
-            self._learned_in_words(),
-        ]
+        facts = [] if self.split is None else [str(self.split)]
+        for part in self.parts:
+            _, groups, kept = part.count(reduced=False)
+            _, elements, reduced = part.count(reduced=True)
+            own = f"{'each ' * (groups != '1')}with its own {self.statistics}"
+            facts += [
+                f"{groups} group{'s' * (groups != '1')} of elements ({kept}), {own}.",
+                f"{elements} element{'s' * (elements != '1')} in each ({reduced}).",
+            ]
+        facts.append(self._learned_in_words())
         what = "a kernel" if self.name == "weight" else "x"
         lines = [f"{self.title} of {what} with shape ({names}) = ({sizes})"]
         lines += [_wrap("  ", fact) for fact in facts]
@@ -145,29 +160,6 @@ class Explanation(Drawable):
     def panels(self) -> tuple["Explanation", ...]:
         """Itself."""
         return (self,)
-
-    def _count(self, reduced: bool) -> tuple[int | None, str, str]:
-        """The product of the kept or reduced factors: as a number, as text, and spelled out."""
-        known, unknown, words = 1, [], []
-        for factor in self.view.factors:
-            if factor.reduced != reduced:
-                continue
-            letter = self.axis_names[factor.axis]
-            if self.shape[factor.axis] is None:
-                unknown.append(letter)
-                words.append(f"{letter} {self._noun(factor)}s")
-            else:
-                size = self.view.size(factor, self.shape)
-                known *= size
-                words.append(f"{size:,} {self._noun(factor)}{'s' * (size != 1)}")
-        text = [*unknown, f"{known:,}"] if known != 1 or not unknown else unknown
-        return None if unknown else known, " × ".join(text), " × ".join(words)
-
-    def _noun(self, factor: Factor) -> str:
-        if factor.part == "group" and self.view.groups != -1:
-            return "channel group"
-        letter = self.axis_names[factor.axis]
-        return NOUNS.get(letter, f"{letter} position")
 
     def _learned_in_words(self) -> str:
         if self.name == "weight":
@@ -222,6 +214,9 @@ def explain(  # type: ignore[overload-overlap]  # "all" is an object too
     axis: int | Sequence[int] | None = None,
     center: bool | None = None,
     scale: bool | None = None,
+    virtual_batch_size: int | None = None,
+    devices: int | None = None,
+    synchronized: bool | None = None,
 ) -> Explanations: ...
 
 
@@ -234,6 +229,9 @@ def explain(
     axis: int | Sequence[int] | None = None,
     center: bool | None = None,
     scale: bool | None = None,
+    virtual_batch_size: int | None = None,
+    devices: int | None = None,
+    synchronized: bool | None = None,
 ) -> Explanation: ...
 
 
@@ -245,6 +243,9 @@ def explain(
     axis: int | Sequence[int] | None = None,
     center: bool | None = None,
     scale: bool | None = None,
+    virtual_batch_size: int | None = None,
+    devices: int | None = None,
+    synchronized: bool | None = None,
 ) -> Explanation | Explanations:
     """Explain which elements of an input of this shape share statistics.
 
@@ -262,12 +263,21 @@ def explain(
             the statistics run over it. "weight" takes none.
         center: whether there is a beta (default True; "rms" never has one, "frn" always).
         scale: whether there is a gamma (default True; "frn" always has one).
+        virtual_batch_size: for "batch", statistics over so many samples in turn, and over what is
+            left.
+        devices: for "batch", over how many devices the samples are split, in turn and evenly;
+            also with a layer.
+        synchronized: for "batch", whether all devices share statistics (default False).
 
     Raises:
-        InputError: an unknown name, a bad shape, an axis out of range, groups that do not divide.
+        InputError: an unknown name, a bad shape, an axis out of range, groups that do not divide,
+            an option of another normalization, devices that do not divide.
     """
     sizes = _check_shape(shape)
-    options = {"groups": groups, "axis": axis, "center": center, "scale": scale}
+    options = {
+        "groups": groups, "axis": axis, "center": center, "scale": scale, "devices": devices,
+        "virtual_batch_size": virtual_batch_size, "synchronized": synchronized,
+    }  # fmt: skip
     given = {name: value for name, value in options.items() if value is not None}
     if layer == "all":
         return _explain_all(sizes, given)
@@ -281,12 +291,13 @@ def explain(
             )
         return _explain_one(layer, sizes, given)
     name, settings = _read_layer(layer)
-    if given:
+    own = [option for option in given if option != "devices"]
+    if own:
         raise InputError(
-            f"{', '.join(given)} cannot be given with a layer object, which has its own; "
+            f"{', '.join(own)} cannot be given with a layer object, which has its own; "
             f"pass the name {name!r} instead of the layer to choose them."
         )
-    return _explain_one(name, sizes, settings)
+    return _explain_one(name, sizes, settings | given)
 
 
 def parse_shape(text: str) -> Shape:
@@ -359,6 +370,7 @@ def _read_layer(layer: object) -> tuple[str, dict[str, Any]]:
         settings["scale"] = getattr(layer, "scale", True) is not False
         if "beta" in kind.learned:
             settings["center"] = getattr(layer, "center", True) is not False
+    settings |= {option: getattr(layer, option, None) or None for option in BATCH}
     return name, {key: value for key, value in settings.items() if value is not None}
 
 
@@ -369,7 +381,8 @@ def _class_name(name: str) -> str:
 
 def _explain_all(shape: Shape, given: dict[str, Any]) -> Explanations:
     """Batch, layer, instance and group normalization, with the settings of the paper's figure."""
-    options = {k: v for k, v in given.items() if k != "groups"}
+    batch = {k: v for k, v in given.items() if k in CUTS}
+    options = {k: v for k, v in given.items() if k != "groups" and k not in batch}
     instance = _explain_one("instance", shape, options)
     (channels,) = instance.parameter_shape
     over: int | list[int] = list(range(1, len(shape)))
@@ -382,7 +395,7 @@ def _explain_all(shape: Shape, given: dict[str, Any]) -> Explanations:
         groups = max(n for n in range(1, 33) if channels % n == 0 and (n < channels or n == 1))
         why = f"the most, up to 32, that divide the {channels} channels and do not part all of them"
     items = (
-        _explain_one("batch", shape, options),
+        _explain_one("batch", shape, options | batch),
         _explain_one("layer", shape, {**options, "axis": over}),
         instance,
         _explain_one("group", shape, {**options, "groups": groups}),
@@ -411,6 +424,7 @@ def _explain_one(name: str, shape: Shape, given: dict[str, Any]) -> Explanation:
             single = isinstance(axis, (list, tuple)) and len(axis) == 1
             axis = check_single_axis(axis[0] if single else axis)
         view = kind.view(shape, axis, groups, first=1)
+        cut = _split(name, view, shape, {k: given[k] for k in CUTS if k in given})
     except (ValueError, TypeError) as error:
         raise InputError(str(error)) from None
     for one in view.parameter_axes:
@@ -428,10 +442,29 @@ def _explain_one(name: str, shape: Shape, given: dict[str, Any]) -> Explanation:
     settings = f"axis={axes[0] if len(axes) == 1 else axes}"
     if kind.groups:
         settings = f"groups={groups}, {settings}"
+    for option in BATCH:
+        settings += f", {option}={given[option]}" if given.get(option) else ""
     names = ["N", *SPATIAL.get(rank - 2, [f"X{i}" for i in range(1, rank - 1)])]
     names.insert(channel, "C")
-    explanation = Explanation(name, settings, shape, tuple(names), view, learned)
+    explanation = Explanation(name, settings, shape, tuple(names), view, learned, cut)
     return dataclasses.replace(explanation, notes=tuple(cautions(explanation)))
+
+
+def _split(name: str, view: View, shape: Shape, given: dict[str, Any]) -> Split | None:
+    """How these options cut the batch; None where they leave it whole."""
+    if given and view.has_samples:
+        option = next(iter(given))
+        raise InputError(
+            f"{option}={given[option]} is an option of batch normalization, not of {name!r}."
+        )
+    if "devices" not in given and "virtual_batch_size" not in given:
+        return None
+    return split(
+        shape[0],
+        given.get("devices", 1),
+        given.get("synchronized", False),
+        given.get("virtual_batch_size"),
+    )
 
 
 def _learned(kind: Kind, given: dict[str, Any]) -> tuple[str, ...]:
@@ -464,4 +497,4 @@ def _explain_weight(shape: Shape, given: dict[str, Any]) -> Explanation:
         "their first values (data_init=True).",
     )
     settings = "layer"
-    return Explanation("weight", settings, shape, tuple(names), view, ("g",), notes)
+    return Explanation("weight", settings, shape, tuple(names), view, ("g",), notes=notes)
