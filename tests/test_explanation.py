@@ -209,7 +209,7 @@ def test_the_words_of_a_batch_that_is_cut():
             ((2, 2, 1), (2, 2, 1)),
             ["3", "…", "2", "3", "…", "2", "device 0", "device 1"],
         ),
-        ((3, 9), {"devices": 3}, ((1,), (1,), (1,)), ["1", "1", "1", "0", "1", "2"]),
+        ((3, 9), {"devices": 3}, ((1,), (1,), (1,)), ["1", "1", "1", "device 0", "1", "2"]),
     ],
 )
 def test_every_drawn_batch_has_its_size_and_what_is_left_is_smaller(shape, options, drawn, labels):

@@ -280,7 +280,7 @@ def draw(explanations: Sequence["Explanation"], ax: Any = None) -> Any:
         footer.append("Schematic: fewer cells than elements.")
     rows = [_sample_labels(one, cells) for one, cells in zip(explanations, blocks, strict=True)]
     left_out = ["channels"] if any(map(_leaves_out, explanations, blocks)) else []
-    if any(text == "…" for labels in itertools.chain(*rows) for _, text in labels):
+    if any(text == "…" for labels in itertools.chain(*rows) for *_, text in labels):
         left_out.append("samples")
     if left_out:
         footer.append(f"… stands for {' and '.join(left_out)} not drawn.")
@@ -362,11 +362,11 @@ def _label(ax: Any, x: float, one: "Explanation", cells: Block, line: float, bel
     write(x + px - 0.3 * line, py - 0.3 * line, _size(one, channel), ha="right", va="top")
     rows = _sample_labels(one, cells)
     for row, labels in enumerate(rows):
-        for at, text in labels:
+        for at, side, text in labels:
             px, py = project(at, 0, 0)
-            write(x + px, py - (0.3 + row) * line, text, va="top", size=8.5)
+            write(x + px, py - (0.3 + row) * line, text, ha=side, va="top", size=8.5)
     px, py = project(samples / 2, 0, 0)
-    under = (0.3 + 1.15 * len(rows)) * line
+    under = (0.3 + 1.4 * len(rows)) * line
     write(x + px + 0.3 * line, py - under, _size(one, 0), ha="left", va="top")
 
     if _leaves_out(one, cells):
@@ -380,17 +380,23 @@ def _label(ax: Any, x: float, one: "Explanation", cells: Block, line: float, bel
         write(middle, -(below + row) * line, text, ha="center", va="top", size=9.5)
 
 
-def _sample_labels(one: "Explanation", cells: Block) -> list[list[tuple[float, str]]]:
-    """Where along the samples to write how many make a batch, and which device has them."""
+def _sample_labels(one: "Explanation", cells: Block) -> list[list[tuple[float, str, str]]]:
+    """Where along the samples to write how many make a batch, and which device has them.
+
+    A row for each, of places, alignments and texts; none where there is one batch, or one device.
+    """
     if one.split is None:
         return []
     sizes, names, begin = [], [], 0
     for drawn, device in zip(cells.batches, shown(one.split.devices), strict=True):
-        word = "device " if sum(drawn) > 1 else ""  # which one cell has no room for
-        names.append((begin + 0.35, "…" if device is None else f"{word}{device}"))
+        name = "…" if device is None else f"device {device}"
+        if sum(drawn) > 1:
+            names.append((begin + 0.35, "left", name))
+        else:  # one cell has room for the number: the word is beside the block, once
+            names.append((begin + 0.85, "right", name if begin == 0 else name.split()[-1]))
         for width, index in zip(drawn, shown(one.split.batches), strict=True):
             text = "…" if index is None else f"{len(one.split.batch(0, index))}"
-            sizes.append((begin + width / 2 - 0.3, text))
+            sizes.append((begin + width / 2, "center", text))
             begin += width
     return [row for row in (sizes, names) if len(row) > 1]
 
