@@ -34,8 +34,11 @@ def test_activation_and_residual():
     run_examples("docs/fused.md")
 
 
-def test_batch_normalization():
+def test_batch_normalization(capsys):
     names = run_examples("docs/batch.md")
+    said = " ".join(capsys.readouterr().out.split())
+    page = " ".join((ROOT / "docs/batch.md").read_text(encoding="utf-8").split())
+    assert re.search("`(Samples that share.*?)`", page)[1] in said
     x = np.ones((2, 14, 14, 8), "float32")
     assert np.isfinite(keras.ops.convert_to_numpy(names["model"].layers[1](x))).all()
     for one, other in zip(
