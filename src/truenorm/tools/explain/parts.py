@@ -16,11 +16,8 @@ from truenorm.core.view import Factor, View
 SPATIAL = {0: (), 1: ("T",), 2: ("H", "W"), 3: ("D", "H", "W")}
 NOUNS = {"N": "sample", "T": "step", "D": "slice", "H": "row", "W": "column", "C": "channel"}
 NOUNS |= {"I": "input", "O": "output unit"}  # of a kernel
-NOUNS |= {
-    "devices": "device",
-    "batches": "virtual batch",
-    "rest": "smaller virtual batch",
-}  # stacks
+# Of a stack.
+NOUNS |= {"devices": "device", "batches": "virtual batch", "rest": "smaller virtual batch"}
 
 Shape = tuple[int | None, ...]
 
@@ -147,7 +144,7 @@ def split(
     if samples % number:
         raise ValueError(
             f"devices={number} does not divide the {samples} samples of axis 0; choose a divisor "
-            "of them, since every device has as many."
+            f"of {samples}: every device has as many."
         )
     each = samples // number
     return Split(samples, number, min(virtual or each, each), synchronized)
