@@ -127,10 +127,14 @@ class Columns {
            can_stream(to, shape_.width);
   }
 
-  // How far it is from a tile to that of the next unit, which may be the next task's, or 0 where
-  // this is not to be asked for.
+  // How far on x is asked for while the results of a tile are written: where tiles are small, that
+  // of the next unit, which may be the next task's; else rows end to end a little before they are
+  // read; and 0, which asks for nothing, where there is neither.
   int64_t to_next(const Tile& t, int64_t unit) const {
-    return ask_ && unit + 1 < units_ ? tile(unit + 1).begin - t.begin : 0;
+    return ask_ ? unit + 1 < units_ ? tile(unit + 1).begin - t.begin : 0 : to_next(t);
+  }
+  int64_t to_next(const Tile& t) const {
+    return t.stride == t.width ? kAheadWritten / int64_t(sizeof(T)) : 0;
   }
 
   // How many elements before it is read a row of a tile is asked for: far, where rows are end to end;

@@ -94,7 +94,7 @@ class BackwardColumns : Columns<T> {
         start(t, lanes);
         project_lanes(t, first, first + width, lanes);
         for (int64_t i = task * some; i < least(chunks_, (task + 1) * some); ++i)
-          apply(t, this->chunk(i), 0, lanes, parameters, shared ? task : 0);
+          apply(t, this->chunk(i), this->to_next(t), lanes, parameters, shared ? task : 0);
       }
       if (past_) end_of_stream();
       return true;
@@ -242,7 +242,7 @@ class BackwardColumns : Columns<T> {
   void apply(const Tile& t, RowRange range, int64_t next, const Lanes& l,
              const ParameterSums& parameters, int64_t part) const {
     if (!shape_.by_row)
-      past_ ? rows_alike<true>(t, range, l) : rows_alike<false>(t, range, l);
+      past_ ? rows_alike<true>(t, range, next, l) : rows_alike<false>(t, range, next, l);
     else if (this->lanes_vary())
       past_ ? rows_apart<true, true>(t, range, next, l, parameters, part)
             : rows_apart<false, true>(t, range, next, l, parameters, part);
@@ -252,19 +252,21 @@ class BackwardColumns : Columns<T> {
   }
 
   template <bool past>
-  void rows_alike(const Tile& t, RowRange range, const Lanes& l) const {
+  void rows_alike(const Tile& t, RowRange range, int64_t next, const Lanes& l) const {
     for (int64_t i = range.begin; i < least(range.end, t.rows); ++i)
-      row<past>(t.begin + i * t.stride, t.width, l);
-    row<false>(t.begin + t.rows * t.stride, this->rest_of(t, range), l);
+      row<past>(t.begin + i * t.stride, t.width, next, l);
+    row<false>(t.begin + t.rows * t.stride, this->rest_of(t, range), 0, l);
   }
 
   template <bool past>
-  void row(int64_t at, int64_t width, Lanes l) const {
+  void row(int64_t at, int64_t width, int64_t next, Lanes l) const {
     const T *x = x_ + at, *dy = dy_ + at;
     T* dx = dx_ + at;
     this->for_lanes(
         0, width,
         [&](int64_t j) {
+          __builtin_prefetch(x + next + j);
+          __builtin_prefetch(dy + next + j);
           const V inner = madd(read<V>(l.slope + j), load(x + j) - read<V>(l.high + j),
                                read<V>(l.constant + j));
           store<past>(dx + j, madd(read<V>(l.scale + j), load(dy + j), inner));

@@ -71,7 +71,8 @@ class ForwardColumns : Columns<T> {
       Scratch own;
       Lanes lanes(width, own);
       if (own.failed()) return false;
-      apply(this->tile(task / chunks_), this->chunk(task % chunks_), 0, lanes);
+      const Tile t = this->tile(task / chunks_);
+      apply(t, this->chunk(task % chunks_), this->to_next(t), lanes);
       if (past_) end_of_stream();
       return true;
     });

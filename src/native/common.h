@@ -15,6 +15,7 @@ constexpr int64_t kStreamBytes = 4 << 20;   // outputs from this size on are sto
 constexpr int64_t kMostLanes = 512;         // whose sums are kept in the nearest cache
 constexpr int64_t kFolded = 8;              // vectors of a row of folded stretches
 constexpr int64_t kAhead = 16 << 10;        // bytes by which rows end to end are asked for
+constexpr int64_t kAheadWritten = 4 << 10;  // the same while a result is written
 constexpr int64_t kShortStretch = 512;      // bytes of a row, too few for what is fetched ahead
 constexpr int64_t kFarApart = 2048;         // bytes between rows that are read together
 constexpr int64_t kTogether = 4;            // rows, so far apart, whose sums are fetched once
