@@ -47,19 +47,56 @@ def with_ddp(rank):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-def with_fsdp(rank):
+def fully_sharded(module):
     from torch.distributed.fsdp import fully_shard
 
-    x, target = data()
-    half = slice(2 * rank, 2 * rank + 2)
-    module = model()
     for child in module:
         if list(child.parameters()):
             fully_shard(child)
-    fully_shard(module)
+    return fully_shard(module)
+
+
+def with_fsdp(rank):
+    x, target = data()
+    half = slice(2 * rank, 2 * rank + 2)
+    module = fully_sharded(model())
     found = [one.full_tensor() for one in trained(module, x[half], target[half])]
     for one, other in zip(found, trained(model(), x, target), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def batch_model(cls):
+    torch.manual_seed(0)
+    made = nn.Sequential(
+        nn.Conv2d(3, 7, 3), cls(7), nn.ReLU(), cls(7, momentum=None), nn.Flatten(),
+        nn.Linear(7 * 16, 2),
+    )  # fmt: skip
+    for one in made.parameters():
+        nn.init.normal_(one, std=0.3)
+    return made
+
+
+def same_batch_training(found, wanted, of_found, of_wanted):
+    """The parameters after some steps, and the statistics."""
+    parameters = [one.full_tensor() for one in trained(found, *of_found)]
+    for one, other in zip(parameters, trained(wanted, *of_wanted), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    for one, other in zip(found.buffers(), wanted.buffers(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def batch_with_fsdp(rank):
+    """Synchronized, it is the training of one process; else that of DDP, which is local too."""
+    x, target = data()
+    half = slice(2 * rank, 2 * rank + 2)
+    mine = x[half], target[half]
+    synchronized = fully_sharded(batch_model(tn.SyncBatchNorm))
+    same_batch_training(synchronized, batch_model(nn.BatchNorm2d), mine, (x, target))
+    local = fully_sharded(batch_model(tn.BatchNorm2d))
+    theirs = batch_model(nn.BatchNorm2d)
+    wanted = nn.parallel.DistributedDataParallel(theirs, broadcast_buffers=False)
+    same_batch_training(local, wanted, mine, mine)
+    assert not torch.equal(local[1].running_mean, synchronized[1].running_mean)
 
 
 def with_dtensor(rank):
@@ -93,7 +130,7 @@ def with_dtensor(rank):
         assert Replicate() not in y.placements
 
 
-@pytest.mark.parametrize("program", [with_ddp, with_fsdp, with_dtensor])
+@pytest.mark.parametrize("program", [with_ddp, with_fsdp, batch_with_fsdp, with_dtensor])
 @pytest.mark.filterwarnings("ignore")  # of processes that are forked, and PyTorch's own
 def test_two_processes(program):
     run_together(program, 2)
