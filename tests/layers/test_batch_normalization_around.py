@@ -173,6 +173,46 @@ def test_eager_training_is_that_of_keras():
     np.testing.assert_allclose(losses[1], losses[0], rtol=0, atol=1e-4)
 
 
+def moved_by(batches, share, steps=1):
+    """Moving mean and variance, of 0 and 1, after these batches in turn."""
+    mean, variance = np.zeros(5), np.ones(5)
+    for one in np.concatenate([batches] * steps).astype("float64"):
+        mean = share * mean + (1 - share) * one.mean((0, 1))
+        variance = share * variance + (1 - share) * one.var((0, 1))
+    return [mean, variance]
+
+
+def test_accumulated_gradients_are_those_of_virtual_batches():
+    """Each small batch has its own statistics, and moves the moving ones: four for each step."""
+    found = []
+    for k in (1, 4):
+        keras.utils.set_random_seed(0)
+        layer = BatchNormalization(momentum=0.8, virtual_batch_size=4 if k == 1 else None)
+        model = keras.Sequential([keras.Input((6, 5), 16 // k), layer, keras.layers.Dense(1)])
+        optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=k if k > 1 else None)
+        model.compile(optimizer, "mse")
+        model.fit(X, X[..., :1], batch_size=16 // k, epochs=3, shuffle=False, verbose=0)
+        found.append([numpy(one) for one in model.trainable_variables])
+        batches = X.reshape(k, 16 // k, 6, 5)
+        wanted = moved_by(batches, 0.8, 3)
+        if k == 1:  # the average of those within the virtual batches
+            small = X.reshape(4, 4, 6, 5).astype("float64").var((1, 2)).mean(0)
+            wanted[1] = 0.8**3 + (1 - 0.8**3) * small
+        np.testing.assert_allclose(moments(layer), wanted, rtol=1e-5)
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_the_root_of_the_momentum_keeps_the_time_in_steps():
+    """Of batches that are alike, k small ones then move the moving statistics like one."""
+    layer = BatchNormalization(momentum=0.8 ** (1 / 4))
+    model = keras.Sequential([keras.Input((6, 5)), layer, keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.1, gradient_accumulation_steps=4), "mse")
+    alike = np.concatenate([X[:4]] * 4)
+    model.fit(alike, alike[..., :1], batch_size=4, epochs=2, shuffle=False, verbose=0)
+    np.testing.assert_allclose(moments(layer), moved_by(alike[None], 0.8, 2), rtol=1e-5)
+
+
 def test_virtual_batches_need_the_batch_size_when_traced():
     layer = BatchNormalization(virtual_batch_size=4)
     model = keras.Sequential([keras.Input((6, 5)), layer, keras.layers.Dense(1)])

@@ -156,6 +156,36 @@ def test_axes_that_are_empty(shape, virtual, corrected):
     assert all((one == other).all() for one, other in zip(new, old, strict=True))
 
 
+def test_accumulated_gradients_are_those_of_virtual_batches():
+    """Each small batch moves the running statistics, and the one of virtual ones does so once."""
+    x, cotangent, scale, bias = numbers((12, 4, 3), (2,), 5.0)
+    start = jnp.zeros(3), jnp.ones(3)
+
+    def loss(parameters, x, cotangent, old, **options):
+        y, new = tn.batch_norm(x, *parameters, *old, momentum=0.9, **options)
+        return (y * cotangent).sum(), new
+
+    gradient = jax.grad(loss, has_aux=True)
+    wanted, once = gradient((scale, bias), x, cotangent, start, virtual_batch_size=4)
+
+    def accumulated(carry, batch):
+        total, old = carry
+        found, new = gradient((scale, bias), *batch, old)
+        return (jax.tree.map(jnp.add, total, found), new), None
+
+    zero = jax.tree.map(jnp.zeros_like, wanted)
+    batches = [one.reshape(3, 4, 4, 3) for one in (x, cotangent)]
+    (total, moved), _ = jax.lax.scan(accumulated, (zero, start), batches)
+    mean, variance = np.zeros(3), np.ones(3)
+    for one in np.asarray(batches[0], np.float64):
+        mean, variance = 0.9 * mean + 0.1 * one.mean((0, 1)), 0.9 * variance + 0.1 * one.var((0, 1))
+    close(moved[0], mean)
+    close(moved[1], variance)
+    close(once[0], 0.1 * np.asarray(x, np.float64).mean((0, 1)))
+    for one, other in zip(total, wanted, strict=True):
+        close(one, other, 1e-5)
+
+
 def test_renorm_is_its_paper():
     x, _, scale, bias = numbers((10, 4, 3), (2,), 1.0)
     moving = Renorm(jnp.full(3, 0.8), jnp.full(3, 1.7), 0.9, 1.2, 0.1)

@@ -192,6 +192,24 @@ def test_axes_that_are_empty(shape, virtual, corrected):
     assert all(torch.equal(one, other) for one, other in zip(new, old, strict=True))
 
 
+def test_accumulated_gradients_are_those_of_virtual_batches():
+    """Each small batch moves the running statistics, and the one of virtual ones does so once."""
+    x, cotangent = numbers((12, 3, 5), mean=5.0)
+    whole, small = tn.BatchNorm1d(3, virtual_batch_size=4), tn.BatchNorm1d(3)
+    (whole(x) * cotangent).sum().backward()
+    mean, variance = np.zeros(3), np.ones(3)
+    for part, shown in zip(x.split(4), cotangent.split(4), strict=True):
+        (small(part) * shown).sum().backward()
+        mean = 0.9 * mean + 0.1 * wide(part).mean((0, 2))
+        variance = 0.9 * variance + 0.1 * wide(part).var((0, 2), ddof=1)
+    for one, other in zip(small.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-5, atol=1e-5)
+    within(small.running_mean, mean, 1e-6)
+    within(small.running_var, variance, 1e-6 * variance)
+    within(whole.running_mean, 0.1 * wide(x).mean((0, 2)), 1e-6)
+    assert (small.num_batches_tracked, whole.num_batches_tracked) == (3, 1)
+
+
 @pytest.mark.parametrize("virtual", [None, 4])
 def test_renorm_is_its_paper(virtual):
     x, cotangent = numbers((10, 3, 4), mean=1.0)
