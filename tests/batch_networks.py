@@ -1,4 +1,7 @@
-"""One small network with two batch normalizations in each framework, and its numbers in NumPy."""
+"""One small network with two batch normalizations in each framework, and its numbers in NumPy.
+
+Its normalizations are the framework's own, or truenorm's.
+"""
 
 import keras
 import numpy as np
@@ -9,7 +12,12 @@ import jax
 import torch
 from flax import nnx
 
-FRONTS = ("torch", "keras", "keras subclassed", "flax")
+import truenorm
+import truenorm.flax
+import truenorm.torch
+
+OURS = ("truenorm torch", "truenorm keras", "truenorm flax")
+FRONTS = ("torch", "keras", "keras subclassed", "flax", *OURS)
 IN, HIDDEN, OUT, EPSILON = 6, 5, 4, 0.01
 
 
@@ -29,13 +37,13 @@ def parameters():
 class TorchNet(torch.nn.Module):
     """Linear, batch normalization, ReLU, dropout, linear, batch normalization."""
 
-    def __init__(self):
+    def __init__(self, home=torch.nn):
         super().__init__()
         self.linear1 = torch.nn.Linear(IN, HIDDEN, bias=False)
-        self.bn1 = torch.nn.BatchNorm1d(HIDDEN, eps=EPSILON)
+        self.bn1 = home.BatchNorm1d(HIDDEN, eps=EPSILON)
         self.drop = torch.nn.Dropout(0.5)
         self.linear2 = torch.nn.Linear(HIDDEN, OUT, bias=False)
-        self.bn2 = torch.nn.BatchNorm1d(OUT, eps=EPSILON)
+        self.bn2 = home.BatchNorm1d(OUT, eps=EPSILON)
 
     def forward(self, x):
         x = self.drop(torch.relu(self.bn1(self.linear1(x))))
@@ -45,28 +53,28 @@ class TorchNet(torch.nn.Module):
 class FlaxNet(nnx.Module):
     """The same in flax."""
 
-    def __init__(self):
+    def __init__(self, home=nnx):
         rngs = nnx.Rngs(0)
         self.linear1 = nnx.Linear(IN, HIDDEN, use_bias=False, rngs=rngs)
-        self.bn1 = nnx.BatchNorm(HIDDEN, epsilon=EPSILON, rngs=rngs)
+        self.bn1 = home.BatchNorm(HIDDEN, epsilon=EPSILON, rngs=rngs)
         self.drop = nnx.Dropout(0.5, rngs=rngs)
         self.linear2 = nnx.Linear(HIDDEN, OUT, use_bias=False, rngs=rngs)
-        self.bn2 = nnx.BatchNorm(OUT, epsilon=EPSILON, rngs=rngs)
+        self.bn2 = home.BatchNorm(OUT, epsilon=EPSILON, rngs=rngs)
 
     def __call__(self, x):
         x = self.drop(nnx.relu(self.bn1(self.linear1(x))))
         return self.bn2(self.linear2(x))
 
 
-def keras_layers():
+def keras_layers(home=keras.layers):
     """The same layers in Keras."""
     return {
         "linear1": keras.layers.Dense(HIDDEN, use_bias=False, name="linear1"),
-        "bn1": keras.layers.BatchNormalization(epsilon=EPSILON, name="bn1"),
+        "bn1": home.BatchNormalization(epsilon=EPSILON, name="bn1"),
         "relu": keras.layers.ReLU(name="relu"),
         "drop": keras.layers.Dropout(0.5, name="drop"),
         "linear2": keras.layers.Dense(OUT, use_bias=False, name="linear2"),
-        "bn2": keras.layers.BatchNormalization(epsilon=EPSILON, name="bn2"),
+        "bn2": home.BatchNormalization(epsilon=EPSILON, name="bn2"),
     }
 
 
@@ -85,23 +93,25 @@ class KerasNet(keras.Model):
 
 def network(front):
     """The network, with `parameters()`, in training mode where there is one."""
-    if front == "torch":
-        net = TorchNet()
+    ours = front in OURS
+    if "torch" in front:
+        net = TorchNet(truenorm.torch if ours else torch.nn)
         with torch.no_grad():
             for number, (kernel, gamma, beta) in enumerate(parameters(), 1):
                 getattr(net, f"linear{number}").weight.copy_(torch.tensor(kernel.T))
                 getattr(net, f"bn{number}").weight.copy_(torch.tensor(gamma))
                 getattr(net, f"bn{number}").bias.copy_(torch.tensor(beta))
         return net
-    if front == "flax":
-        net = FlaxNet()
+    if "flax" in front:
+        net = FlaxNet(truenorm.flax if ours else nnx)
         for number, (kernel, gamma, beta) in enumerate(parameters(), 1):
             getattr(net, f"linear{number}").kernel[...] = jax.numpy.asarray(kernel)
             getattr(net, f"bn{number}").scale[...] = jax.numpy.asarray(gamma)
             getattr(net, f"bn{number}").bias[...] = jax.numpy.asarray(beta)
         return net
-    if front == "keras":
-        net = keras.Sequential([keras.Input((IN,)), *keras_layers().values()])
+    if front != "keras subclassed":
+        layers = keras_layers(truenorm if ours else keras.layers)
+        net = keras.Sequential([keras.Input((IN,)), *layers.values()])
     else:
         net = KerasNet()
         net(np.ones((1, IN), "float32"))

@@ -6,7 +6,8 @@ import keras
 import numpy as np
 import pytest
 
-from batch_networks import FRONTS, IN, expected, network, output, statistics
+import truenorm
+from batch_networks import FRONTS, IN, OURS, expected, network, output, statistics
 from test_pages import ROOT, run_examples
 from truenorm import freeze, recompute_statistics
 from truenorm.core.errors import InputError
@@ -29,13 +30,13 @@ def batches(rng):
 def test_numbers(front, layer_by_layer, batches):
     net = network(front)
     report = recompute_statistics(net, batches, layer_by_layer=layer_by_layer)
-    wanted = expected(batches, layer_by_layer=layer_by_layer, unbiased=front == "torch")
+    wanted = expected(batches, layer_by_layer=layer_by_layer, unbiased="torch" in front)
     for value, right in zip(statistics(net), wanted, strict=True):
         np.testing.assert_allclose(value, right, rtol=2e-5, atol=2e-6)
     assert [one.count for one in report.recomputed] == [26, 26]
     assert report.batches == 3
     # The old statistics are those of new layers, 0 and 1.
-    spread = np.sqrt(wanted[1] * (25 / 26 if front == "torch" else 1) + 0.01)
+    spread = np.sqrt(wanted[1] * (25 / 26 if "torch" in front else 1) + 0.01)
     assert report.recomputed[0].off == pytest.approx(np.abs(wanted[0] / spread).max(), rel=1e-4)
     assert report.recomputed[0].ratio[0] == pytest.approx((1.01 / spread**2).min(), rel=1e-4)
     assert "2 batch normalizations recomputed from 3 batches" in str(report)
@@ -48,22 +49,22 @@ def test_two_passes_differ(front, batches):
     assert np.abs(one[2] - other[2]).max() > 1e-2
 
 
-def of_one(front, axis=-1):
+def of_one(front):
     """A normalization of (N, 5, 3) alone, and how to read its statistics."""
-    if front == "torch":
-        norm = torch.nn.BatchNorm1d(5)
+    if "torch" in front:
+        norm = (truenorm.torch if front in OURS else torch.nn).BatchNorm1d(5)
         return norm, lambda: (norm.running_mean.numpy(), norm.running_var.numpy())
-    if front == "flax":
-        norm = nnx.BatchNorm(5, axis=1, rngs=nnx.Rngs(0))
+    if "flax" in front:
+        norm = (truenorm.flax if front in OURS else nnx).BatchNorm(5, axis=1, rngs=nnx.Rngs(0))
         return norm, lambda: (np.array(norm.mean[...]), np.array(norm.var[...]))
-    norm = keras.layers.BatchNormalization(axis=1)
+    norm = (truenorm if front in OURS else keras.layers).BatchNormalization(axis=1)
     norm.build((None, 5, 3))
     return norm, lambda: tuple(
         keras.ops.convert_to_numpy(one) for one in (norm.moving_mean, norm.moving_variance)
     )
 
 
-@pytest.mark.parametrize("front", ["torch", "keras", "flax"])
+@pytest.mark.parametrize("front", ["torch", "keras", "flax", *OURS])
 def test_a_mean_far_from_zero(front, rng):
     norm, read = of_one(front)
     batches = [(FAR + rng.normal(size=(8, 5, 3))).astype("float32") for _ in range(3)]
@@ -71,7 +72,7 @@ def test_a_mean_far_from_zero(front, rng):
     every = np.concatenate(batches).astype("float64")
     mean, variance = read()
     np.testing.assert_allclose(mean, every.mean((0, 2)), rtol=1e-7)
-    ddof = int(front == "torch")
+    ddof = int("torch" in front)
     np.testing.assert_allclose(variance, every.var((0, 2), ddof=ddof), rtol=1e-5)
 
 
@@ -158,7 +159,7 @@ def test_a_frozen_one_is_recomputed_and_stays_frozen(batches):
 @pytest.mark.parametrize("front", FRONTS)
 def test_kinds_of_data(front, batches):
     """All of these are the same data."""
-    wanted = expected(batches, layer_by_layer=False, unbiased=front == "torch")
+    wanted = expected(batches, layer_by_layer=False, unbiased="torch" in front)
     labels = np.zeros(3)
     kinds = [
         batches,
@@ -259,6 +260,37 @@ def test_masks_count(rng):
     masked = Masked()
     recompute_statistics(masked, [{"x": x, "mask": (x != 0).any(-1, keepdims=True)}])
     np.testing.assert_allclose(masked.norm.var[...], there.var(0), rtol=1e-5)
+
+
+def test_a_mask_that_the_layer_ignores(rng):
+    x = rng.normal(2, 3, size=(4, 5, 3)).astype("float32")
+    x[0, 2:] = 0
+    inputs = keras.Input((5, 3))
+    norm = truenorm.BatchNormalization(use_mask=False)
+    model = keras.Model(inputs, norm(keras.layers.Masking()(inputs)))
+    assert recompute_statistics(model, [x]).recomputed[0].count == 20
+    mean = keras.ops.convert_to_numpy(norm.moving_mean)
+    np.testing.assert_allclose(mean, x.mean((0, 1)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("home", [keras.layers, truenorm], ids=["keras", "truenorm"])
+def test_renorm_trains_on_from_the_new_statistics(home, rng):
+    try:
+        norm = home.BatchNormalization(renorm=True, momentum=0.5, renorm_momentum=0.5)
+    except (TypeError, ValueError):
+        pytest.skip("this Keras has no renorm")
+    x = rng.normal(2, 3, size=(40, 3)).astype("float32")
+    norm.build(x.shape)
+    recompute_statistics(norm, [x[:20], x[20:]])
+    wanted = norm.get_weights()[2:]
+    deviation = np.sqrt(x.var(0) + norm.epsilon)
+    for one, other in zip(
+        wanted, (x.mean(0), x.var(0), deviation, x.mean(0), deviation), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+    norm(x, training=True)  # of the same data: everything stays
+    for one, other in zip(norm.get_weights()[2:], wanted, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
 
 
 def test_what_is_left(batches):

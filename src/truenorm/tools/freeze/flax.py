@@ -11,7 +11,8 @@ def switch(module: Any, on: bool, affine: bool) -> str:
     """Freeze or thaw it, and say what there is to know."""
     if has_switch(module):
         module.frozen = on
-    module.use_running_average = on
+    else:
+        module.use_running_average = on
     if affine:
         return ""
     kind = nnx.BatchStat if on else nnx.Param

@@ -33,7 +33,8 @@ def watched(
         given = bound.pop("kwargs", {}) | bound | {"training": False}
         first = given.pop(next(iter(bound)))
         residual = given.get("residual")
-        mask = given.get("mask", given.get("inputs_mask"))
+        masked = getattr(one.module, "use_mask", True)
+        mask = given.get("mask", given.get("inputs_mask")) if masked else None
         x = first if residual is None else keras.ops.add(first, residual)
         see(one, functools.partial(_moments, one, x, mask))
         return call(first, **given)
@@ -85,4 +86,10 @@ def _moments(one: Normalization, x: Any, mask: Any) -> Moments:
 
 
 def finish(one: Normalization, batches: int) -> None:
-    """Nothing: Keras counts no batches."""
+    """Give batch renormalization the same statistics, from which training goes on."""
+    layer = one.module
+    if getattr(layer, "renorm", False):
+        deviation = keras.ops.sqrt(keras.ops.add(layer.moving_variance, layer.epsilon))
+        layer.renorm_mean.assign(layer.moving_mean)
+        for weight in (layer.moving_stddev, layer.renorm_stddev):
+            weight.assign(deviation)
