@@ -6,6 +6,9 @@ import keras
 import numpy as np
 import pytest
 
+import truenorm
+import truenorm.flax
+import truenorm.torch as tn
 from truenorm import fold, freeze
 from truenorm.core.errors import InputError
 
@@ -16,6 +19,11 @@ from flax import nnx
 from torch import nn
 
 L = keras.layers
+NORMS = (L.BatchNormalization, truenorm.BatchNormalization)
+HOMES = {
+    "keras": pytest.mark.parametrize("home", [L, truenorm], ids=["keras", "truenorm"]),
+    "flax": pytest.mark.parametrize("home", [nnx, truenorm.flax], ids=["flax", "truenorm"]),
+}
 
 
 def randomized(model):
@@ -28,7 +36,7 @@ def randomized(model):
 
     if isinstance(model, keras.layers.Layer):
         for one in model._flatten_layers():
-            if isinstance(one, L.BatchNormalization):
+            if isinstance(one, NORMS):
                 values = numbers(one.moving_mean.shape[0])
                 variables = (one.moving_variance, one.gamma, one.moving_mean, one.beta)
                 for variable, value in zip(variables, values, strict=True):
@@ -94,6 +102,10 @@ TORCH_AFTER = {
     "linear": (lambda: (nn.Linear(4, 6), nn.BatchNorm1d(6)), 0),
     "without gamma and beta": (lambda: (nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6, affine=False)), 2),
     "synchronized": (lambda: (nn.Conv2d(4, 6, 3), nn.SyncBatchNorm(6)), 2),
+    "truenorm's": (lambda: (nn.Conv2d(4, 6, 3), tn.BatchNorm2d(6, virtual_batch_size=2)), 2),
+    "truenorm's 1d": (lambda: (nn.Linear(4, 6), tn.BatchNorm1d(6, axis=-1)), 0),
+    "truenorm's 3d": (lambda: (nn.ConvTranspose3d(4, 6, 2), tn.BatchNorm3d(6, affine=False)), 3),
+    "truenorm's synchronized": (lambda: (nn.Conv2d(4, 6, 3), tn.SyncBatchNorm(6)), 2),
 }  # fmt: skip
 
 
@@ -117,6 +129,7 @@ TORCH_BEFORE = {
         lambda: (nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular")), 2,
     ),
     "linear": (lambda: (nn.BatchNorm1d(4), nn.Linear(4, 6)), 0),
+    "truenorm's": (lambda: (tn.BatchNorm2d(4), nn.Conv2d(4, 6, 3, groups=2)), 2),
 }  # fmt: skip
 
 
@@ -282,12 +295,13 @@ KERAS_AFTER = {
 }
 
 
+@HOMES["keras"]
 @pytest.mark.parametrize("functional", [False, True])
 @pytest.mark.parametrize("case", KERAS_AFTER)
-def test_after_in_keras(case, functional, rng):
+def test_after_in_keras(case, functional, home, rng):
     make, rank = KERAS_AFTER[case]
     shape = (*(7, 6, 5)[:rank], 4)
-    layer, norm = make(), L.BatchNormalization(name="norm")
+    layer, norm = make(), home.BatchNormalization(name="norm")
     start = keras.Input(shape)
     if functional:
         model = keras.Model(start, L.ReLU()(norm(layer(start))))
@@ -295,7 +309,7 @@ def test_after_in_keras(case, functional, rng):
         model = keras.Sequential([start, layer, norm, L.ReLU()])
     randomized(model)
     made, _ = check(model, images(rng, (2, *shape)), ["norm"])
-    assert not any(isinstance(one, L.BatchNormalization) for one in made.layers)
+    assert not any(isinstance(one, NORMS) for one in made.layers)
 
 
 KERAS_BEFORE = {
@@ -306,11 +320,12 @@ KERAS_BEFORE = {
 }
 
 
+@HOMES["keras"]
 @pytest.mark.parametrize("case", KERAS_BEFORE)
-def test_before_in_keras(case, rng):
+def test_before_in_keras(case, home, rng):
     make, rank = KERAS_BEFORE[case]
     shape = (*(7, 6, 5)[:rank], 4)
-    model = keras.Sequential([keras.Input(shape), L.BatchNormalization(name="norm"), make()])
+    model = keras.Sequential([keras.Input(shape), home.BatchNormalization(name="norm"), make()])
     check(randomized(model), images(rng, (2, *shape)), ["norm"])
 
 
@@ -380,9 +395,10 @@ def of_flax(*layers):
     return model
 
 
+@HOMES["flax"]
 @pytest.mark.parametrize("case", FLAX_AFTER)
-def test_after_in_flax(case, rng):
-    model = of_flax(FLAX_AFTER[case](), nnx.BatchNorm(6, rngs=R), nnx.relu)
+def test_after_in_flax(case, home, rng):
+    model = of_flax(FLAX_AFTER[case](), home.BatchNorm(6, rngs=R), nnx.relu)
     made, _ = check(model, images(rng, (2, 7, 6, 4)), ["layers.1"])
     assert not any(isinstance(one, nnx.BatchNorm) for _, one in nnx.iter_modules(made))
 
@@ -401,8 +417,9 @@ def test_after_in_flax(case, rng):
         (lambda: nnx.ConvTranspose(4, 6, (3, 3), padding="VALID", rngs=R), []),
     ],
 )
-def test_before_in_flax(make, folded, rng):
-    check(of_flax(nnx.BatchNorm(4, rngs=R), make()), images(rng, (2, 7, 6, 4)), folded)
+@HOMES["flax"]
+def test_before_in_flax(make, folded, home, rng):
+    check(of_flax(home.BatchNorm(4, rngs=R), make()), images(rng, (2, 7, 6, 4)), folded)
 
 
 class Block(nnx.Module):
@@ -415,6 +432,81 @@ class Block(nnx.Module):
         x = nnx.relu(self.bn1(self.conv1(x)))
         x = nnx.relu(self.bn2(self.conv2(x), use_running_average=True))
         return self.list[1](self.list[0](x))
+
+
+OWN = {
+    "activation": ({"activation": "relu"}, "it has an activation of its own"),
+    "axis": ({"axis": 2}, "channels are in axis"),
+}
+
+
+@pytest.mark.parametrize("case", OWN)
+def test_arguments_of_truenorm_that_are_in_the_way(case, rng):
+    options, reason = OWN[case]
+    x = images(rng, (2, 6, 6, 6))
+    start = keras.Input(x.shape[1:])
+    last = truenorm.BatchNormalization(**options)(L.Conv2D(4, 3)(start))
+    for model in (
+        nn.Sequential(nn.Conv2d(6, 4, 3), tn.BatchNorm2d(4, **options)).eval(),
+        keras.Model(start, last),
+        of_flax(
+            nnx.Conv(6, 4, (3, 3), padding="VALID", rngs=R),
+            truenorm.flax.BatchNorm(4, rngs=R, **options),
+        ),
+    ):
+        _, report = check(randomized(model), x, [])
+        assert reason in report.left[0][1]
+
+
+def test_a_residual_between(rng):
+    """What a normalization adds before it normalizes is not the layer's alone."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), tn.BatchNorm2d(4)
+
+        def forward(self, x):
+            y, _ = self.norm(self.conv(x), residual=x)
+            return y
+
+    x = images(rng, (2, 4, 4, 4))
+    check(randomized(Net()).eval(), x, [])
+    start = keras.Input((4, 4, 4))
+    y, _ = truenorm.BatchNormalization()(L.Conv2D(4, 3, padding="same")(start), residual=start)
+    check(randomized(keras.Model(start, y)), x, [])
+
+    class Block(nnx.Module):
+        def __init__(self):
+            self.conv = nnx.Conv(4, 4, (3, 3), rngs=R)
+            self.norm = truenorm.flax.BatchNorm(4, use_running_average=True, rngs=R)
+
+        def __call__(self, x):
+            y, _ = self.norm(self.conv(x), residual=x)
+            return y
+
+    made, _ = fold(randomized(Block()), pairs=[("conv", "norm")])
+    with pytest.raises(InputError, match="is called with a residual"):
+        run(made, x)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_frozen_ones_of_truenorm_in_training(frozen, rng):
+    for model, x in (
+        (nn.Sequential(nn.Conv2d(4, 6, 3), tn.BatchNorm2d(6)), images(rng, (2, 4, 7, 6))),
+        (
+            of_flax(nnx.Conv(4, 6, (3, 3), rngs=R), truenorm.flax.BatchNorm(6, rngs=R)),
+            images(rng, (2, 7, 6, 4)),
+        ),
+    ):
+        freeze(randomized(model), frozen)
+        model.train()
+        _, report = fold(model)
+        assert len(report.folded) == frozen
+        if frozen:
+            check(model, x)
+        else:
+            assert "in training mode" in report.left[0][1]
 
 
 def test_pairs_in_flax(rng):

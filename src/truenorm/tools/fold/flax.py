@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from truenorm.core.errors import InputError
 from truenorm.tools.carry.modules import FLAX, Normalization
 from truenorm.tools.fold.arithmetic import Layout, Linear
 from truenorm.tools.fold.graph import Graph, chains
@@ -19,8 +20,13 @@ _LINEAR = (nnx.Conv, nnx.ConvTranspose, nnx.Linear)
 class Identity(nnx.Module):
     """What stands in the place of a batch normalization that was folded."""
 
-    def __call__(self, x: Any, *args: Any, **options: Any) -> Any:
-        """The input; the arguments of batch normalization change nothing."""
+    def __call__(self, x: Any, *args: Any, residual: Any = None, **options: Any) -> Any:
+        """The input; the other arguments of batch normalization change nothing in inference."""
+        if residual is not None:
+            raise InputError(
+                "a batch normalization that was folded is called with a residual, which it added "
+                "before it normalized; leave it out of pairs."
+            )
         return x
 
 
