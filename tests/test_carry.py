@@ -36,7 +36,7 @@ RNG = nnx.Rngs(0)
 def of_torch(kind, home=torch.nn, **options):
     """The normalization in torch, of (N, C, H, W)."""
     return {
-        "batch": lambda: torch.nn.BatchNorm2d(C, **options),
+        "batch": lambda: home.BatchNorm2d(C, **options),
         "layer": lambda: home.LayerNorm(C, **options),
         "layer of three axes": lambda: home.LayerNorm((C, H, W), **options),
         "instance": lambda: home.InstanceNorm2d(C, affine=True, **options),
@@ -50,7 +50,7 @@ def of_flax(kind, home=nnx, **options):
     """The normalization in flax, of (N, H, W, C)."""
     axes = {"reduction_axes": (1, 2, 3), "feature_axes": (1, 2, 3)}
     return {
-        "batch": lambda: nnx.BatchNorm(C, use_running_average=True, rngs=RNG, **options),
+        "batch": lambda: home.BatchNorm(C, use_running_average=True, rngs=RNG, **options),
         "layer": lambda: home.LayerNorm(C, rngs=RNG, **options),
         "layer of three axes": lambda: home.LayerNorm(H * W * C, rngs=RNG, **axes, **options),
         "instance": lambda: home.InstanceNorm(C, rngs=RNG, **options),
@@ -62,7 +62,7 @@ def of_flax(kind, home=nnx, **options):
 def of_keras(kind, home=keras.layers, **options):
     """The normalization in Keras, built for (N, H, W, C)."""
     layer = {
-        "batch": lambda: keras.layers.BatchNormalization(**options),
+        "batch": lambda: home.BatchNormalization(**options),
         "layer": lambda: home.LayerNormalization(**options),
         "layer of three axes": lambda: home.LayerNormalization(axis=[1, 2, 3], **options),
         "instance": lambda: truenorm.InstanceNormalization(**options),
@@ -74,8 +74,9 @@ def of_keras(kind, home=keras.layers, **options):
     return layer
 
 
-def make(front, kind, epsilon=None):
-    options = {} if epsilon is None else {"eps" if "torch" in front else "epsilon": epsilon}
+def make(front, kind, epsilon=None, **options):
+    if epsilon is not None:
+        options["eps" if "torch" in front else "epsilon"] = epsilon
     if "torch" in front:
         return of_torch(kind, truenorm.torch if "truenorm" in front else torch.nn, **options).eval()
     if "flax" in front:
@@ -353,6 +354,65 @@ def test_momentum():
             carry(module, target)
     carry(layer, module)
     assert module.momentum == 0.03
+
+
+def batch_trained(module, batches):
+    """Train on batches (N, H, W, C), with the statistics alone; return them."""
+    names = {"mean": "moving_mean", "var": "moving_variance"}
+    for x in batches:
+        if isinstance(module, keras.Layer):
+            module(keras.ops.convert_to_tensor(x), training=True)
+        elif isinstance(module, torch.nn.Module):
+            module.train()(torch.tensor(x.transpose(0, 3, 1, 2)))
+            names = {"mean": "running_mean", "var": "running_var"}
+        else:
+            module(jax.numpy.asarray(x), use_running_average=False)
+            names = {"mean": "mean", "var": "var"}
+    return [numpy(getattr(module, name)) for name in names.values()]
+
+
+OURS = ("truenorm.torch", "truenorm", "truenorm.flax")
+
+
+@pytest.mark.parametrize("target", OURS)
+@pytest.mark.parametrize("source", ["torch", "flax", "keras", *OURS])
+def test_batch_normalization_trains_on_alike(source, target, rng):
+    """With the momentum and the denominator of the variance that the source has."""
+    share = {"momentum": 0.3 if "torch" in source else 0.7}
+    one, other = make(source, "batch", EPSILON, **share), make(target, "batch")
+    batches = rng.normal(2, 3, (5, N, H, W, C)).astype("float32")
+    batch_trained(one, batches[:3])
+    report = carry(one, other)
+    assert report.carried[0].notes[0] == (
+        "momentum 0.1 -> 0.3" if "torch" in target else "momentum 0.99 -> 0.7"
+    )
+    unbiased = "torch" in source
+    assert other.unbiased == unbiased
+    assert (f"unbiased={unbiased}" in report.carried[0].notes) == (unbiased != ("torch" in target))
+    found, wanted = (batch_trained(module, batches[3:]) for module in (other, one))
+    np.testing.assert_allclose(found, wanted, rtol=TOLERANCE)
+
+
+def test_batch_normalization_over_several_axes(rng):
+    """Their axes move, those of the statistics too; they are not those of equal size by chance."""
+    module, layer = (
+        truenorm.torch.BatchNorm2d((C, H), axis=(1, 2)),
+        of_keras("batch", truenorm, axis=[1, 3]),
+    )
+    randomize(module, rng)
+    assert "channels moved from first to last" in carry(module, layer).carried[0].notes
+    x = rng.normal(size=(N, H, W, C)).astype("float32")
+    np.testing.assert_allclose(output(layer, x), output(module.eval(), x), atol=TOLERANCE)
+    back = truenorm.torch.BatchNorm2d((C, H), axis=(1, 2)).eval()
+    carry(layer, back)
+    np.testing.assert_allclose(output(back, x), output(layer, x), atol=TOLERANCE)
+    square = truenorm.torch.BatchNorm2d((C, C), affine=False, axis=(1, 2))
+    layer = truenorm.BatchNormalization(axis=[1, 3], center=False, scale=False)
+    layer.build((None, C, W, C))
+    with pytest.raises(InputError, match="in more than one way"):
+        carry(square, layer)
+    with pytest.raises(InputError, match="the number of axes with parameters: 2 in the source, 1"):
+        carry(module, of_keras("batch", truenorm))
 
 
 def test_batch_normalization_of_other_ranks():

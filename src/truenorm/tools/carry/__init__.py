@@ -77,8 +77,9 @@ def carry(
 
     Each is a normalization, or a model with any number of them: modules of torch.nn or
     truenorm.torch, of flax.nnx or truenorm.flax, or layers of Keras or truenorm. gamma, beta,
-    epsilon and, of batch normalization, the moving mean, variance and momentum are carried; all
-    other parameters of a model stay. A gamma that the source has not is one, and a beta is zero.
+    epsilon and, of batch normalization, the moving mean, variance and momentum are carried, and
+    `unbiased` to a target of truenorm's; all other parameters of a model stay. A gamma that the
+    source has not is one, and a beta is zero.
 
     Args:
         source: is not changed.
@@ -188,7 +189,7 @@ def _compared(
                     raise InputError(f"the target has {_a(name)}, and the source has none.")
                 value = np.full(there.shape, absent, np.float32)
                 notes.append(f"{name} set to {absent:g}")
-            elif name in ("gamma", "beta") and before is not None:
+            elif name != "learned epsilon" and before is not None:
                 axes = LAYOUTS[order](tuple(range(len(before))))
                 value = value.reshape(before).transpose(axes)
             parameter = target.parameter(name)
@@ -201,6 +202,10 @@ def _compared(
         attributes["momentum"] = now
         if momentum != now:
             notes.append(f"momentum {momentum} -> {now}")
+        unbiased = source.unbiased()
+        if hasattr(target.module, "unbiased") and target.unbiased() != unbiased:
+            attributes["unbiased"] = unbiased
+            notes.append(f"unbiased={unbiased}")
     attributes[target.framework.epsilon] = epsilon
     steps += [
         functools.partial(setattr, target.module, name, one) for name, one in attributes.items()
@@ -278,7 +283,7 @@ def _only_layout(
     alike = source.framework.channels == target.framework.channels
     carried = any(
         source.parameter(one) is not None and target.parameter(one) is not None
-        for one in ("gamma", "beta")
+        for one in ("gamma", "beta", "mean")
     )
     if len(different) < 2 or (fitting[0] == "same" and alike) or not carried:
         return fitting[0] if fitting else None

@@ -33,6 +33,7 @@ class Framework:
         epsilon: the attribute.
         parameters: the attribute of each.
         keeps: whether momentum is the share of the old average that stays.
+        unbiased: whether training moves the variance by that with n - 1 in the denominator.
         channels: where the framework has them unless told otherwise.
         inside: the modules directly inside a module, with their names.
         read: the value of a parameter as an array; fails where there is none yet.
@@ -45,6 +46,7 @@ class Framework:
     epsilon: str
     parameters: Mapping[str, str]
     keeps: bool
+    unbiased: bool
     channels: str
     inside: Callable[[Any], Iterator[tuple[str, Any]]]
     read: Callable[[Any], Array]
@@ -113,7 +115,7 @@ KERAS = Framework(
         "gamma": "gamma", "beta": "beta", "mean": "moving_mean", "variance": "moving_variance",
         "learned epsilon": "eps_learned",
     },
-    True, "last", _keras_inside, _keras_read, _keras_write,
+    True, False, "last", _keras_inside, _keras_read, _keras_write,
 )  # fmt: skip
 TORCH = Framework(
     "torch", ("torch.nn.", "truenorm.torch."), "Module", "eps",
@@ -121,12 +123,12 @@ TORCH = Framework(
         "gamma": "weight", "beta": "bias", "mean": "running_mean", "variance": "running_var",
         "learned epsilon": "learned_eps",
     },
-    False, "first", _torch_inside, _torch_read, _torch_write,
+    False, True, "first", _torch_inside, _torch_read, _torch_write,
 )  # fmt: skip
 FLAX = Framework(
     "flax", ("flax.nnx.", "truenorm.flax."), "Module", "epsilon",
     {"gamma": "scale", "beta": "bias", "mean": "mean", "variance": "var"},
-    True, "last", _flax_inside, _flax_read, _flax_write,
+    True, False, "last", _flax_inside, _flax_read, _flax_write,
 )  # fmt: skip
 FRAMEWORKS = (KERAS, TORCH, FLAX)  # with the backend torch, a layer is a module of torch too
 
@@ -185,8 +187,14 @@ class Normalization:
         epsilon = getattr(self.module, self.framework.epsilon)
         return None if epsilon is None else float(epsilon)
 
+    def unbiased(self) -> bool:
+        """Whether training moves the variance by that with n - 1; ours can do either."""
+        return bool(getattr(self.module, "unbiased", self.framework.unbiased))
+
     def axes(self) -> int:
         """The number of axes along which the parameters vary."""
+        if self.kind.name == "batch":
+            return len(_several(getattr(self.module, "axis", 1)))
         if self.framework is FLAX:
             return len(_several(getattr(self.module, "feature_axes", -1)))
         if self.framework is TORCH:

@@ -116,7 +116,7 @@ def recompute_statistics(model: Any, data: Any, *, layer_by_layer: bool = False)
             f"{', '.join(name for name, _ in left)}; make them with track_running_stats=True."
         )
     front = importlib.import_module(f"truenorm.tools.statistics.{framework.name}")
-    collected = _Collected(front.UNBIASED)
+    collected = _Collected()
     old = {one: _statistics(one) for one in with_statistics}
     done = False
     try:
@@ -149,8 +149,7 @@ def recompute_statistics(model: Any, data: Any, *, layer_by_layer: bool = False)
 class _Collected:
     """The moments of the inputs that were seen."""
 
-    def __init__(self, unbiased: bool) -> None:
-        self.unbiased = unbiased
+    def __init__(self) -> None:
         self.totals: dict[Normalization, Moments] = {}
         self.order: dict[Normalization, None] = {}
         self.wanted: list[Normalization] = []
@@ -185,8 +184,7 @@ class _Collected:
     def result(self, one: Normalization) -> tuple[Array, Array]:
         """The mean and the variance to store."""
         total = self.totals[one]
-        unbiased = getattr(one.module, "unbiased", self.unbiased)
-        return total.mean, total.variance(unbiased)
+        return total.mean, total.variance(one.unbiased())
 
 
 def _in_turn(

@@ -15,7 +15,6 @@ from truenorm.tools.carry.modules import Normalization
 from truenorm.tools.statistics.batches import arguments, converted
 from truenorm.tools.statistics.moments import Moments, moments
 
-UNBIASED = False
 _INFERENCE = ("deterministic", "use_running_average")
 
 

@@ -15,8 +15,6 @@ from truenorm.tools.carry.modules import Normalization
 from truenorm.tools.statistics.batches import converted, is_batch, not_a_batch
 from truenorm.tools.statistics.moments import Moments, moments
 
-UNBIASED = False
-
 
 @contextlib.contextmanager
 def watched(

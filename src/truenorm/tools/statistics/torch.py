@@ -16,8 +16,6 @@ from truenorm.tools.statistics.batches import arguments, converted
 from truenorm.tools.statistics.moments import Moments
 from truenorm.tools.statistics.moments import moments as moments_of_array
 
-UNBIASED = True  # what torch's own training stores
-
 
 @contextlib.contextmanager
 def watched(
