@@ -1,12 +1,30 @@
 """Second and directional derivatives of the specification, by central differences in longdouble."""
 
+import dataclasses
+
 import numpy as np
 from keras import ops
 
+import truenorm.ops
 from cases import EPSILON, Case
-from truenorm.core import reference
+from truenorm.core import batch, reference
 
 STEP = np.longdouble(1e-6)
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch(Case):
+    """Batch normalization as it trains; over devices, of which there is one, in two halves."""
+
+    over_devices: bool = False
+
+    def call(self, x, gamma, beta, mask=None):
+        """The same as of other cases, which `truenorm.ops` has no function for."""
+        options = {"axis": self.partition["axis"], "epsilon": EPSILON}
+        call, *given, _ = truenorm.ops.prepared(self.kind, x, gamma, beta, mask, **options)
+        gather = (lambda t: t[None]) if self.over_devices else None
+        return batch.train(truenorm.ops.FRONT, None, call, *given, gather=gather)[0]
+
 
 CASES = [
     Case("group last", "group", (2, 3, 2, 4), {"groups": 2}),
@@ -17,6 +35,9 @@ CASES = [
     Case("layer, transposed", "layer", (2, 2, 3, 2, 2), {"axis": [1, 3]}),
     Case("rms", "rms", (3, 6)),
     Case("filter response", "filter_response", (2, 3, 2, 2)),
+    Batch("batch", "batch", (6, 3)),
+    Batch("batch first, masked elements", "batch", (3, 2, 4), {"axis": 1}, "elements"),
+    Batch("batch over devices", "batch", (3, 2, 3), over_devices=True),
 ]
 
 

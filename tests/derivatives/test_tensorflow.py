@@ -37,14 +37,19 @@ def test_forward_over_reverse(case):
         assert_close(accumulator.jvp(one), exact)
 
 
-def test_reverse_over_reverse(case):
+@pytest.mark.parametrize("traced", [False, True], ids=["eager", "graph"])
+def test_reverse_over_reverse(case, traced):
     point = Point(case)
-    inputs = tensors(point.inputs)
-    with tf.GradientTape() as tape:
-        tape.watch(inputs)
-        found = gradients(point, inputs)
-        along = sum(tf.reduce_sum(one * by) for one, by in zip(found, point.direction, strict=True))
-    for one, exact in zip(tape.gradient(along, inputs)[:2], point.second()[:2], strict=True):
+
+    def second(*inputs):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            found = zip(gradients(point, inputs), point.direction, strict=True)
+            along = tf.add_n([tf.reduce_sum(one * by) for one, by in found])
+        return tape.gradient(along, inputs)
+
+    found = (tf.function(second) if traced else second)(*tensors(point.inputs))
+    for one, exact in zip(found[:2], point.second()[:2], strict=True):
         assert_close(one, exact)
 
 

@@ -147,7 +147,7 @@ def measure(
     if reason is not None:
         return reason
     y, statistics = _both(call, x, gamma, beta)
-    return y, _with_count(call, x, *tf.unstack(tf.stop_gradient(statistics), axis=1))
+    return y, _with_count(call, x, *tf.unstack(tf.stop_gradient(statistics), 3, axis=1))
 
 
 def _with_count(

@@ -53,7 +53,7 @@ def moments(operations: Any, call: Call, x: tf.Tensor) -> tuple[Any, Any, Any]:
     """The mean, its rest and the variance of each group."""
     compute = tf.float64 if x.dtype == tf.float64 else tf.float32
     statistics = operations.truenorm_moments(x=x, S=compute, **attributes(call))
-    mean, rest, variance = tf.unstack(statistics, axis=1)
+    mean, rest, variance = tf.unstack(statistics, 3, axis=1)
     return tf.stop_gradient(mean), rest, variance
 
 
@@ -76,7 +76,7 @@ def register(operations: Callable[[], Any], plain: Callable[[], Any]) -> None:
         (x,), (statistics,) = operation.inputs, operation.outputs
         call = call_of_operation(operation)
         k0, r0, k1, r1 = sizes = call.view.sizes(x.shape)
-        _, drest, dvariance = tf.unstack(dstatistics, axis=1)
+        _, drest, dvariance = tf.unstack(dstatistics, 3, axis=1)
         drest = drest if call.centered else tf.zeros_like(drest)
         gamma, beta = (
             tf.reshape(one / max(r0 * r1, 1), (k0, k1)) for one in (2 * dvariance, drest)
@@ -98,7 +98,7 @@ def register(operations: Callable[[], Any], plain: Callable[[], Any]) -> None:
             x=x, gamma=gamma, dy=dy, statistics=statistics,
             **attributes(call_of_operation(operation)),
         )  # fmt: skip
-        dmean, dpower = tf.unstack(given, axis=1)
+        dmean, dpower = tf.unstack(given, 2, axis=1)
         return dx, dgamma, dbeta, tf.stack([dmean, dmean, dpower], 1)
 
     @tf.RegisterGradient("TruenormApplyBackward")
@@ -106,7 +106,7 @@ def register(operations: Callable[[], Any], plain: Callable[[], Any]) -> None:
         call = call_of_operation(operation)
 
         def backward(x: Any, gamma: Any, dy: Any, statistics: Any) -> Any:
-            mean, rest, power = tf.unstack(statistics, axis=1)
+            mean, rest, power = tf.unstack(statistics, 3, axis=1)
 
             def function(x: Any, gamma: Any, beta: Any, mean: Any, power: Any) -> Any:
                 # Without a mask the count says nothing.
