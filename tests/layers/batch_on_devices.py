@@ -49,6 +49,51 @@ def on_tensorflow():
     strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(4)])
     with strategy.scope():
         same(trained(), alone)
+    unequal_replicas_of_tensorflow(strategy)
+
+
+def unequal_replicas_of_tensorflow(strategy):
+    """One has few samples, one has none, and of one the mask hides all, which is NaN."""
+    import tensorflow as tf
+
+    parts = [slice(0, 13), slice(13, 14), slice(14, 14), slice(14, 24)]
+    mask = rng.random(x.shape[:2]) < 0.6
+    mask[parts[1]] = False
+    cotangent = rng.normal(size=x.shape).astype("float32")
+    hidden = np.where(mask[..., None], x, np.nan).astype("float32")
+
+    def step(layer, x, mask, cotangent):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x, training=True, mask=mask)
+            loss = tf.reduce_sum(tf.where(mask[..., None], y * cotangent, 0))
+        return loss, *tape.gradient(loss, [x, *layer.trainable_variables])
+
+    def layer():
+        made = BatchNormalization(synchronized=True, momentum=0.5)
+        made.build(x.shape)
+        made.gamma.assign(np.linspace(0.5, 2, 5))
+        return made
+
+    one = layer()
+    real = [np.where(mask[..., None], x, 0), mask, cotangent]
+    loss, dx, *wanted = step(one, *map(tf.constant, real))
+    with strategy.scope():
+        other = layer()
+    given = [
+        strategy.experimental_distribute_values_from_function(
+            lambda context, t=t: tf.constant(t[parts[context.replica_id_in_sync_group]])
+        )
+        for t in (hidden, mask, cotangent)
+    ]
+    found = strategy.run(tf.function(lambda *given: step(other, *given)), given)
+    total, of_x, *weights = (strategy.experimental_local_results(t) for t in found)
+    same([sum(total)], [loss.numpy()])
+    same([np.concatenate(of_x)[mask]], [dx.numpy()[mask]])
+    same([sum(t) for t in weights], [t.numpy() for t in wanted])
+    for weight, alone in zip(other.weights, one.weights, strict=True):
+        for copy in strategy.experimental_local_results(weight.value):
+            same([copy.numpy()], [alone.numpy()])
 
 
 def on_torch():
