@@ -261,16 +261,24 @@ def test_a_recurrent_cell():
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="a checkpoint of PyTorch repeats the call")
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_a_repeated_call_moves_nothing(reentrant):
+def test_a_repeated_call_moves_nothing(reentrant, compiled):
     torch = importlib.import_module("torch")
     from torch.utils.checkpoint import checkpoint
 
+    torch.compiler.reset()
     found = []
     for around in (lambda f, x: f(x), lambda f, x: checkpoint(f, x, use_reentrant=reentrant)):
         layer = built(momentum=0.5)
         x = torch.tensor(X, requires_grad=True)
-        around(lambda x, layer=layer: layer(x, training=True), x).pow(3).sum().backward()
+
+        def step(x, layer=layer):
+            return layer(x, training=True)
+
+        if compiled:
+            step = torch.compile(step, backend="aot_eager", fullgraph=True)
+        around(step, x).pow(3).sum().backward()
         found.append([*moments(layer), x.grad.numpy()])
     for one, other in zip(*found, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6)

@@ -1,5 +1,7 @@
 """torch.compile traces the layers and functions whole, and again where their view differs."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -104,3 +106,40 @@ def test_use_implementation_compiles_again(monkeypatch, compile_whole):
     with truenorm.use_implementation("plain"):
         assert np.all(ops.convert_to_numpy(traced(x)) < 7)
     assert np.all(ops.convert_to_numpy(traced(x)) == 7)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    "options", [{}, {"virtual_batch_size": 4, "unbiased": True}, {"renorm": True}], ids=str
+)
+def test_batch_normalization_in_training(options, masked, rng, compile_whole):
+    """Each call also assigns the moving statistics."""
+    found = []
+    batches = rng.normal(30, 2, (3, 8, 6, 5)).astype("float32")
+    mask = ops.convert_to_tensor(rng.random((8, 6)) < 0.7) if masked else None
+    for compiled in (False, True):
+        layer = truenorm.BatchNormalization(momentum=0.8, **options)
+        layer.build((None, 6, 5))
+        step = compile_whole(layer) if compiled else layer
+        ys = [step(ops.convert_to_tensor(x), training=True, mask=mask) for x in batches]
+        found.append([*map(ops.convert_to_numpy, ys), *layer.get_weights()])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_batch_normalization_in_a_compiled_fit(rng, monkeypatch, compile_whole):
+    import torch
+
+    # Keras' own step is no single graph, and generating code for it takes a minute.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    x = rng.normal(30, 2, (24, 6, 5)).astype("float32")
+    layer = truenorm.BatchNormalization(momentum=0.8)
+    model = keras.Sequential([keras.Input((6, 5)), layer, keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.01), "mse", jit_compile=True)
+    model.fit(x, x[..., :1], batch_size=8, epochs=2, shuffle=False, verbose=0)
+    mean, variance = np.zeros(5), np.ones(5)
+    for batch in [*np.split(x.astype("float64"), 3)] * 2:
+        mean = 0.8 * mean + 0.2 * batch.mean((0, 1))
+        variance = 0.8 * variance + 0.2 * batch.var((0, 1))
+    np.testing.assert_allclose(ops.convert_to_numpy(layer.moving_mean), mean, rtol=1e-5)
+    np.testing.assert_allclose(ops.convert_to_numpy(layer.moving_variance), variance, rtol=1e-5)

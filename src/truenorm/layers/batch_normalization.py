@@ -14,7 +14,7 @@ from truenorm.core.arguments import check_virtual
 from truenorm.core.errors import brief
 from truenorm.core.kinds import KINDS
 from truenorm.layers.base import NormalizationLayer, Shape, checked_axes, wider
-from truenorm.layers.surroundings import gathered, lasting, recomputing
+from truenorm.layers.surroundings import gathered, lasting, once
 
 # What batch renormalization keeps besides, in the order of Keras' weights.
 _RENORM = ("moving_stddev", "renorm_mean", "renorm_stddev")
@@ -256,8 +256,6 @@ class BatchNormalization(NormalizationLayer):
 
     def _follow(self, statistics: Any) -> None:
         """Let the moving statistics follow those of a batch."""
-        if recomputing():
-            return
         arrays, new = ops.FRONT.arrays, 1.0 - self.momentum
         named: dict[str, Any] = {
             name: keras.ops.convert_to_tensor(getattr(self, name))
@@ -285,6 +283,7 @@ class BatchNormalization(NormalizationLayer):
             after["moving_variance"] = keras.ops.where(filled, squared, variance)
         for name, value in after.items():
             weight = getattr(self, name)
+            value = once(named[name], value)
             if lasting(value, weight):
                 weight.assign(value)
             elif not in_symbolic_scope():

@@ -40,6 +40,27 @@ def recomputing() -> bool:
     return bool(torch._C._current_graph_task_id() != -1)
 
 
+def once(before: Tensor, after: Tensor) -> Tensor:
+    """What a variable becomes: `after`, and in such a repeated call `before`."""
+    if keras.backend.backend() == "torch":
+        import torch
+
+        if torch.compiler.is_compiling():  # which would leave its graph to look
+            return torch.where(_recomputing(before), before, after)
+    return before if recomputing() else after
+
+
+if keras.backend.backend() == "torch":
+    import torch
+
+    def _flag(t: torch.Tensor) -> torch.Tensor:
+        return torch.tensor(recomputing(), device=t.device)
+
+    # Of an argument, which keeps compilers from taking the result for a constant.
+    _recomputing = torch.library.custom_op("truenorm::recomputing", _flag, mutates_args=())
+    _recomputing.register_fake(lambda t: t.new_empty((), dtype=torch.bool))
+
+
 def pooled(
     count: Tensor, means: list[Tensor], variances: list[Tensor]
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
