@@ -59,6 +59,31 @@ def test_the_promise(trial):
     trial.check(inputs, y, s, tensors_by_name(gradients))
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("hidden", [np.nan, np.inf], ids=str)
+@pytest.mark.parametrize("rms_scaling", [False, True])
+def test_nan_behind_a_mask_stays_out_of_the_gradients(activation, hidden, rms_scaling, rng):
+    """They are those of zeros in its place, where the loss does not look either."""
+    x, cotangent = rng.standard_normal((2, 4, 5, 3)).astype("float32")
+    mask = rng.random((4, 5, 3)) < 0.6
+    layer = truenorm.LayerNormalization(
+        axis=[1, 2], activation=activation, rms_scaling=rms_scaling, center=not rms_scaling
+    )
+    layer.build(x.shape)
+
+    def function(x, *weights):
+        y = layer.stateless_call(list(weights), [], x, mask=mask)[0]
+        return ops.where(mask, y, 0.0)
+
+    weights = [ops.convert_to_numpy(one) for one in layer.weights]
+    found, wanted = (
+        value_and_gradients(function, [np.where(mask, x, np.float32(one)), *weights], cotangent)
+        for one in (hidden, 0)
+    )
+    for one, other in zip((found[0], *found[1]), (wanted[0], *wanted[1]), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
 class Recorder:
     """An engine that fuses some, records what it is asked, and computes it by the plain formula."""
 

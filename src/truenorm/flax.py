@@ -110,7 +110,8 @@ class BatchNorm(nnx.BatchNorm):
             axis=axis, use_running_average=running, momentum=self.momentum, epsilon=self.epsilon,
             axis_name=self.axis_name, axis_index_groups=self.axis_index_groups,
             virtual_batch_size=self.virtual_batch_size, unbiased=self.unbiased,
-            mask=None if running else mask, activation=self.activation, residual=residual,
+            mask=None if use_running_average else mask, activation=self.activation,
+            residual=residual,
         )  # fmt: skip
         if not running:
             self.mean[...], self.var[...] = mean, var

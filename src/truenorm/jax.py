@@ -142,7 +142,8 @@ def batch_norm(
         renorm: the correction of batch renormalization (Ioffe, 2017, arXiv:1702.03275).
         unbiased: move var by the variance with n - 1 in the denominator.
         mask, activation, residual, implementation: as in `group_norm`; a batch that the mask hides
-            whole moves nothing.
+            whole moves nothing. With use_running_average a mask changes the derivatives alone, of
+            what it hides and is not finite.
 
     Returns:
         What `group_norm` returns, and the pair of the new mean and var: momentum * old +
@@ -166,7 +167,7 @@ def batch_norm(
     if use_running_average:
         assert mean is not None
         assert var is not None
-        y = batch.infer(FRONT, implementation, call, x, mean, var, scale, bias, residual)
+        y = batch.infer(FRONT, implementation, call, x, mean, var, scale, bias, residual, mask)
         return y, (mean, var)
     devices = None if axis_name is None else f"axis_name={axis_name!r}"
     virtual = arguments.check_virtual(virtual_batch_size, devices)

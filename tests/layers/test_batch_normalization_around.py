@@ -65,6 +65,34 @@ def test_the_promise(axis, mean, masked, implementation):
         assert error <= 1, name
 
 
+@pytest.mark.parametrize("nothing", [np.nan, np.inf], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"virtual_batch_size": 4}, {"renorm": True}, {"activation": "gelu"}, {"frozen": True}],
+    ids=str,
+)
+def test_nan_behind_a_mask_stays_out_of_the_gradients(options, nothing):
+    """They are those of zeros in its place; the result there is hidden from the loss, too."""
+    mask = np.random.default_rng(4).random(X.shape[:2]) < 0.6
+    mask[0] = True
+    there = mask[..., None]
+    layer = built(**options)
+    rest = [ops.convert_to_tensor(one) for one in layer.non_trainable_variables]
+
+    def function(x, gamma, beta):
+        y = layer.stateless_call([gamma, beta], rest, x, training=True, mask=mask)[0]
+        return ops.where(there, y, 0.0)
+
+    cotangent = np.random.default_rng(5).normal(size=X.shape).astype("float32")
+    weights = [numpy(layer.gamma), numpy(layer.beta)]
+    found, wanted = (
+        value_and_gradients(function, [np.where(there, X, hidden), *weights], cotangent)
+        for hidden in (np.float32(nothing), np.float32(0))
+    )
+    for one, other in zip((found[0], *found[1]), (wanted[0], *wanted[1]), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_the_promise_in_other_dtypes(dtype):
     if dtype == "float64" and BACKEND == "jax":

@@ -15,15 +15,22 @@ NAMES = ("relu", "silu", "gelu", "gelu_tanh")
 HALF = ("float16", "bfloat16")
 
 
-def activate(arrays: Any, name: str | None, y: Tensor) -> Tensor:
+def activate(arrays: Any, name: str | None, y: Tensor, masked: bool = False) -> Tensor:
     """The activation of this name, element by element; y itself where there is none.
 
     relu is max(y, 0), with the derivative 0 at 0; silu is y * sigmoid(y) (Elfwing et al., 2017,
     arXiv:1702.03118); gelu is y times the normal distribution at y, and gelu_tanh its approximation
     with tanh (both Hendrycks and Gimpel, 2016, arXiv:1606.08415).
+
+    Where a mask hides NaN and Inf, the derivative there is zero: what hides y, too, hands down a
+    cotangent of zero, and 0 * NaN is NaN.
     """
     if name is None:
         return y
+    if masked:
+        finite = arrays.isfinite(y)
+        there = activate(arrays, name, arrays.where(finite, y, 0.0))
+        return arrays.where(finite, there, activate(arrays, name, arrays.stop_gradient(y)))
     if name == "relu":
         return arrays.where(y <= 0.0, 0.0, y)  # not y > 0, which makes 0 of NaN
     if name == "silu":

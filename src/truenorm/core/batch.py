@@ -129,12 +129,16 @@ def infer(
     gamma: Tensor | None,
     beta: Tensor | None,
     residual: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> Any:
-    """Normalize x with moving statistics: y, or with a residual the pair of y and the sum."""
+    """Normalize x with moving statistics: y, or with a residual the pair of y and the sum.
+
+    A mask changes no value, but keeps NaN that it hides out of the derivatives of gamma and beta.
+    """
     arrays = front.arrays
     mean, variance = (arrays.reshape(one, (-1,)) for one in (mean, variance))
     statistics = Statistics(mean, arrays.zeros_like(mean), variance, arrays.zeros_like(mean) + 1.0)
-    return engine.apply(front, implementation, call, x, statistics, gamma, beta, None, residual)
+    return engine.apply(front, implementation, call, x, statistics, gamma, beta, mask, residual)
 
 
 def combined(arrays: Any, parts: Statistics) -> Statistics:

@@ -131,7 +131,7 @@ def normalize(
         )
     if call.alone is None:  # it has neither a residual nor an activation
         return compute(front, implementation, "normalize", call, x, gamma, beta, mask, epsilon)
-    around = _Around(front.arrays, "normalize", call, x, residual)
+    around = _Around(front.arrays, "normalize", call, x, residual, mask is not None)
     return _completed(front, implementation, around, gamma, beta, mask, epsilon)
 
 
@@ -153,7 +153,7 @@ def apply(
     if call.alone is None:
         operands = (statistics, gamma, beta, mask)
         return compute(front, implementation, "apply", call, x, *operands)
-    around = _Around(front.arrays, "apply", call, x, residual)
+    around = _Around(front.arrays, "apply", call, x, residual, mask is not None)
     return _completed(front, implementation, around, statistics, gamma, beta, mask)
 
 
@@ -172,7 +172,7 @@ def measure(
     """
     if call.alone is None:
         return compute(front, implementation, "measure", call, x, gamma, beta, mask)
-    around = _Around(front.arrays, "measure", call, x, None)
+    around = _Around(front.arrays, "measure", call, x, None, mask is not None)
     return _completed(front, implementation, around, gamma, beta, mask)
 
 
@@ -207,13 +207,20 @@ class _Around:
     """
 
     def __init__(
-        self, arrays: Any, step: str, call: Call, x: Tensor, residual: Tensor | None
+        self,
+        arrays: Any,
+        step: str,
+        call: Call,
+        x: Tensor,
+        residual: Tensor | None,
+        masked: bool,
     ) -> None:
         self.arrays = arrays
         self.step = step
         self.call = call
         self.x = x
         self.residual = residual
+        self.masked = masked
         self.sum: Tensor | None = None
         self.wide: Tensor | None = None
         self.dtype: str = arrays.dtype(x)
@@ -268,7 +275,7 @@ class _Completed:
         result, statistics = result if measures else (result, None)
         y, s = result if adds else (result, s)
         if activation is not None:
-            y = activate(arrays, activation, y)
+            y = activate(arrays, activation, y, around.masked)
             y = arrays.cast(y, around.dtype) if widened else y
         if measures:
             return y, statistics

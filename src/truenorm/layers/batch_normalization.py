@@ -225,7 +225,9 @@ class BatchNormalization(NormalizationLayer):
         else:
             mean = keras.ops.convert_to_tensor(self.moving_mean)
             variance = keras.ops.convert_to_tensor(self.moving_variance)
-            operands = (x, mean, variance, gamma, beta, total)
+            # Where gamma and beta learn, nothing that is hidden may reach their gradients.
+            mask = mask if training and self.trainable else None
+            operands = (x, mean, variance, gamma, beta, total, mask)
             y = batch.infer(ops.FRONT, self.implementation, call, *operands)
         return self.finished(y, residual)
 

@@ -96,8 +96,9 @@ class LayerNormalization(NormalizationLayer):
             ]
             check_residual(*described[0], *described[1])
             x = add(ops, x, residual)
-        y = self._scaled(x, mask if self.use_mask else None)
-        y = self.rounded(activate(ops, self.activation, y))
+        mask = mask if self.use_mask else None
+        y = activate(ops, self.activation, self._scaled(x, mask), mask is not None)
+        y = self.rounded(y)
         return y if residual is None else (y, x)
 
     def _scaled(self, x: Any, mask: Any) -> Any:

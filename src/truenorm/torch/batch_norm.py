@@ -121,7 +121,7 @@ class _BatchNorm(Base):
             self.weight, self.bias, training, share, self.eps,
             axis=self.axis, virtual_batch_size=self.virtual_batch_size, unbiased=self.unbiased,
             synchronize=self._synchronizes, process_group=self.process_group,
-            mask=mask if training else None,
+            mask=mask if training or self.training else None,
             activation=self.activation, residual=residual, implementation=self.implementation,
         )  # fmt: skip
 

@@ -133,7 +133,8 @@ def batch_norm(
         synchronize: take statistics over all processes of torch.distributed, where there are
             several; their batches may differ in size, also to nothing.
         process_group: those processes alone; None is all.
-        mask: as in `group_norm`, in training. A batch that it hides whole moves nothing.
+        mask: as in `group_norm`; a batch that it hides whole moves nothing. In inference it changes
+            the derivatives alone, of what it hides and is not finite.
         activation, residual, implementation: as in `group_norm`.
 
     Returns, raises: as `group_norm`; and
@@ -145,7 +146,7 @@ def batch_norm(
     )
     _check_running(call, input, running_mean, running_var, not training)
     if not training:
-        operands = (input, running_mean, running_var, weight, bias, residual)
+        operands = (input, running_mean, running_var, weight, bias, residual, mask)
         return batch.infer(FRONT, implementation, call, *operands)
     several = synchronize and arrays.processes(process_group) > 1
     virtual = arguments.check_virtual(virtual_batch_size, "synchronize=True" if several else None)
@@ -238,7 +239,7 @@ def instance_norm(
     )  # fmt: skip
     _check_running(call, input, running_mean, running_var, not use_input_stats)
     if not use_input_stats:
-        operands = (input, running_mean, running_var, weight, bias, residual)
+        operands = (input, running_mean, running_var, weight, bias, residual, mask)
         return batch.infer(FRONT, implementation, call, *operands)
     y, statistics = batch.train(FRONT, implementation, call, input, weight, bias, mask, residual)
     samples = Statistics(*(one.reshape(input.shape[0], -1) for one in statistics))

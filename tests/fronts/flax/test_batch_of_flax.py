@@ -92,6 +92,26 @@ def test_remat_and_masks():
     assert jnp.isfinite(masked.mean[...]).all()
 
 
+@pytest.mark.parametrize("options", [{}, {"activation": "gelu"}, {"frozen": True}], ids=str)
+def test_nan_behind_a_mask_stays_out_of_the_gradients(options):
+    """They are those of zeros in its place, where the loss does not look either."""
+    x = 1 + jax.random.normal(jax.random.key(0), (6, 4, 3))
+    there = jax.random.bernoulli(jax.random.key(1), 0.6, (6, 4, 1))
+
+    def loss(module, x):
+        y = module(x, use_running_average=False, mask=there)
+        return (jnp.where(there, y, 0) ** 3).sum()
+
+    found, wanted = (
+        nnx.grad(loss, argnums=(0, 1))(
+            tn.BatchNorm(3, rngs=nnx.Rngs(0), **options), jnp.where(there, x, hidden)
+        )
+        for hidden in (jnp.nan, 0.0)
+    )
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
 def test_an_activation_a_residual_and_virtual_batches():
     x, other = numbers(), numbers(1)
     y, total = made(tn.BatchNorm, activation="relu")(x, residual=other)

@@ -142,6 +142,24 @@ def test_what_a_mask_hides_stays_out(shape):
     within(running[1], v.ravel() * n / (n - 1), 1e-5 * v.max())
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"virtual_batch_size": 2}, {"activation": "gelu"}, {"frozen": True}], ids=str
+)
+def test_nan_behind_a_mask_stays_out_of_the_gradients(options):
+    """They are those of zeros in its place, where the loss does not look either."""
+    x, cotangent = numbers((4, 3, 5), mean=1.0)
+    there = torch.rand((4, 1, 5), generator=torch.Generator().manual_seed(3)) < 0.6
+    found = []
+    for hidden in (float("nan"), 0.0):
+        module = tn.BatchNorm1d(3, **options)
+        given = torch.where(there, x, hidden).requires_grad_()
+        y = module(given, mask=there.expand(x.shape))
+        (torch.where(there, y, 0.0) * cotangent).sum().backward()
+        found.append([given.grad, module.weight.grad, module.bias.grad])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 @pytest.mark.parametrize("momentum", [0.1, None])
 def test_a_batch_without_anything_real_moves_nothing(momentum):
     module = tn.BatchNorm2d(3, momentum=momentum)
