@@ -10,12 +10,13 @@ and their kin. It needs jax and NumPy, and no Keras; `truenorm.flax` has modules
 
 import functools
 import numbers
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec, auto_axes
 
 from truenorm import native, triton
 from truenorm.arrays import jax as arrays
@@ -42,6 +43,42 @@ FRONT = engine.Front(arrays, (triton.engine("jax"), native.engine("jax"), Plain(
 _NAMES = arguments.Names(gamma="scale", beta="bias", groups="num_groups")
 
 
+def _placed_by_the_compiler(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let the compiler place what is between on a mesh with explicit axes, as `jax.make_mesh`'s.
+
+    Otherwise each reshape of a sharded axis would be refused. Results are sharded as x is, the
+    statistics as mean is, or whole on each device where there is none.
+    """
+
+    @functools.wraps(function)
+    def run(x: Array, *args: Any, **kwargs: Any) -> Any:
+        sharding = jax.typeof(x).sharding if isinstance(x, jax.Array) else None
+        if sharding is None or not sharding.mesh.explicit_axes:
+            return function(x, *args, **kwargs)
+        leaves, tree = jax.tree.flatten(((x, *args), kwargs))
+        where = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
+
+        def on_arrays(*given: Array) -> Any:
+            all_of_them = list(leaves)
+            for i, array in zip(where, given, strict=True):
+                all_of_them[i] = array
+            args, kwargs = jax.tree.unflatten(tree, all_of_them)
+            return function(*args, **kwargs)
+
+        out: Any = sharding
+        if function.__name__ == "batch_norm":
+            mean = kwargs.get("mean", args[2] if len(args) > 2 else None)
+            of_mean = jax.typeof(mean).sharding if isinstance(mean, jax.Array) else sharding
+            known = isinstance(mean, jax.Array) and of_mean.mesh.explicit_axes
+            out = sharding, of_mean if known else NamedSharding(sharding.mesh, PartitionSpec())
+        return auto_axes(on_arrays, axes=sharding.mesh.explicit_axes, out_sharding=out)(
+            *(leaves[i] for i in where)
+        )
+
+    return run
+
+
+@_placed_by_the_compiler
 def group_norm(
     x: Array,
     scale: Array | None = None,
@@ -100,6 +137,7 @@ def group_norm(
     )
 
 
+@_placed_by_the_compiler
 def batch_norm(
     x: Array,
     scale: Array | None = None,
@@ -193,6 +231,7 @@ def _gather(axis_name: Any, groups: Any, t: Array) -> Array:
     return jax.lax.psum(mine, axis_name, axis_index_groups=groups)
 
 
+@_placed_by_the_compiler
 def instance_norm(
     x: Array,
     scale: Array | None = None,
@@ -214,6 +253,7 @@ def instance_norm(
     )
 
 
+@_placed_by_the_compiler
 def layer_norm(
     x: Array,
     scale: Array | None = None,
@@ -244,6 +284,7 @@ def layer_norm(
     )
 
 
+@_placed_by_the_compiler
 def rms_norm(
     x: Array,
     scale: Array | None = None,
@@ -265,6 +306,7 @@ def rms_norm(
     )
 
 
+@_placed_by_the_compiler
 def filter_response_norm(
     x: Array,
     scale: Array | None = None,
@@ -306,6 +348,7 @@ def filter_response_norm(
     )  # fmt: skip
 
 
+@_placed_by_the_compiler
 def tlu(x: Array, tau: Array, alpha: Array | None = None, *, axis: int = -1) -> Array:
     """Thresholded linear unit, max(x, tau), with a tau for each channel (arXiv:1911.09737).
 

@@ -86,3 +86,26 @@ compiled = jax.jit(derivative(loss)).lower(on_devices[0], scale, bias, on_device
 same(compiled(on_devices[0], scale, bias, on_devices[1]), wanted)
 assert "all-gather" not in compiled.as_text()  # sums are exchanged, never x
 print("sharded")
+
+explicit = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+
+
+def both(x, scale, bias, cotangent):
+    """The loss of batch normalization and of group normalization, with the first's statistics."""
+    value, new = loss(x, scale, bias, cotangent, activation="silu")
+    y, total = tn.group_norm(x, scale, bias, num_groups=3, residual=x)
+    return value + (y * cotangent).sum() + (total * cotangent).sum(), new
+
+
+both = derivative(both)
+unsharded = both(x[:, :4], scale, bias, cotangent[:, :4])
+with jax.set_mesh(explicit):
+    for spec in (split, PartitionSpec(None, "data")):
+        arrays = [
+            jax.device_put(one[:, :4], NamedSharding(explicit, spec)) for one in (x, cotangent)
+        ]
+        for function in (both, jax.jit(both)):
+            found = function(arrays[0], scale, bias, arrays[1])
+            same(found, unsharded)
+            assert jax.typeof(found[1][0]).sharding.spec == jax.typeof(arrays[0]).sharding.spec
+print("explicit")

@@ -241,4 +241,6 @@ def test_four_devices():
         env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.stdout.split() == ["mapped", "masked", "pmap", "groups", "sharded"], done.stderr
+    assert done.stdout.split() == ["mapped", "masked", "pmap", "groups", "sharded", "explicit"], (
+        done.stderr
+    )
