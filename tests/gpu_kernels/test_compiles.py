@@ -52,9 +52,12 @@ def launches(shape, activation=None):
 
 def compiled(found, dtype, target, residual=False):
     """Every kernel of these launches for a target, as they are launched."""
-    for one in (*found.forward, *found.backward, *filter(None, [found.columns])):
+    passes = [found.forward, found.backward]
+    split = isinstance(found.forward, launch.Split)
+    each = [one for three in passes for one in three[:3]] if split else passes
+    for one in filter(None, (*each, found.columns)):
         absent = set() if residual else {"residual", "total", "dtotal"}
-        absent |= set() if found.parts else {"parts"}
+        absent |= {"dgamma", "dbeta"} if found.sums_are_shares else set()
         if found.columns is not None and one is not found.columns:
             absent |= {"dgamma", "dbeta"}
         signature, constants, attributes = {}, {}, {}

@@ -4,17 +4,18 @@
 
 Two families, of a pass forward and one backward each: those of `held.py` have whole groups in
 registers and read x once; those of `looped_forward.py` and `looped_backward.py` read it in tiles
-and twice, the second time mostly from the cache. A sample that would have few programs is split:
-then the first launch leaves sums of each chunk, the second adds them up in every program and
-applies them. No program waits for another, and nothing is added by atomic operations: results have
-the same bits from run to run. `plan.py` chooses, and says what the numbers mean.
+and twice, the second time mostly from the cache. A sample, or a batch, that would have few programs
+is split: then the first launch leaves sums of each chunk, the second combines them, the third
+applies the result. No program waits for another, and nothing is added by atomic operations: results
+have the same bits from run to run. `plan.py` chooses, and says what the numbers mean.
 
 The mean is in two parts, a pivot and the rest, and the variance is of deviations from a pivot that
 is near the mean: what a chunk's first tile says of it, and where that is off by more than two
 standard deviations, the better one of a second pass. Squares are divided by their number before
 they are added, so that they do not overflow.
 
-With a residual, x + residual, rounded to the dtype of x, is normalized and written to `total`.
+With a residual, x + residual, rounded to the dtype of x, is normalized and written to `total`;
+where samples are split, the framework adds before.
 Parameters that are not there are passed as None, and so are results that nobody wants. Every kernel
 has first what it reads, then what it writes, then what only PyTorch's operations have: jax-triton
 wants them so.
@@ -22,10 +23,6 @@ wants them so.
 
 import triton
 import triton.language as tl
-
-WHOLE = tl.constexpr(0)  # a program has all of its groups
-SUM = tl.constexpr(1)  # it has a chunk of them, and leaves its sums
-APPLY = tl.constexpr(2)  # it has a chunk, and takes the sums of all
 
 
 @triton.jit
@@ -36,6 +33,12 @@ def read(pointer, residual, place, inside, COMPUTE: tl.constexpr):
         more = tl.load(residual + place, mask=inside, other=0.0)
         x = (x.to(COMPUTE) + more.to(COMPUTE)).to(x.dtype)
     return x.to(COMPUTE)
+
+
+@triton.jit
+def inverse_deviation(variance, EPSILON: tl.constexpr):
+    """1 / sqrt(variance + epsilon)."""
+    return 1.0 / tl.sqrt(variance + EPSILON)
 
 
 @triton.jit

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from truenorm.triton.common import activate, read, slope
+from truenorm.triton.common import activate, inverse_deviation, read, slope
 
 
 @triton.jit
@@ -69,12 +69,13 @@ def held_forward(
         rest = tl.sum(z, 1) * share
         z = tl.where(inside, z - rest[:, None], 0.0)
     scaled = z * tl.sqrt(share)
-    rstd = 1.0 / tl.sqrt(tl.sum(scaled * scaled, 1) + EPSILON)
+    variance = tl.sum(scaled * scaled, 1)
+    rstd = inverse_deviation(variance, EPSILON)
     if statistics is not None:
         group = outer.to(tl.int64) * items + item
         tl.store(statistics + group * 3, mean, mask=exists)
         tl.store(statistics + group * 3 + 1, rest, mask=exists)
-        tl.store(statistics + group * 3 + 2, rstd, mask=exists)
+        tl.store(statistics + group * 3 + 2, variance, mask=exists)
     u = z * rstd[:, None]
     owner = ((item if ROWS else outer + item * 0) // every) % sets
     if gamma is not None:
@@ -88,7 +89,8 @@ def held_forward(
 def held_backward(
     x, gamma, beta, dy, statistics, dx, dgamma, dbeta, dtotal,
     tiles, items, varying, alike, every, sets,
-    CENTERED: tl.constexpr, ACTIVATION: tl.constexpr, ROWS: tl.constexpr, SETS: tl.constexpr,
+    EPSILON: tl.constexpr, CENTERED: tl.constexpr, ACTIVATION: tl.constexpr,
+    ROWS: tl.constexpr, SETS: tl.constexpr,
     WALK: tl.constexpr, ITEMS: tl.constexpr, VARYING: tl.constexpr, ALIKE: tl.constexpr,
     WIDE: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
@@ -104,7 +106,8 @@ def held_backward(
             tile, items, varying, alike, ROWS, ITEMS, VARYING, ALIKE, WIDE
         )
         group = outer.to(tl.int64) * items + item
-        rstd = tl.load(statistics + group * 3 + 2, mask=exists, other=0.0)
+        variance = tl.load(statistics + group * 3 + 2, mask=exists, other=1.0)
+        rstd = inverse_deviation(variance, EPSILON)
         xhat = tl.load(x + begin + place, mask=inside, other=0.0).to(COMPUTE)
         g = tl.load(dy + begin + place, mask=inside, other=0.0).to(COMPUTE)
         if CENTERED:

@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from truenorm.arrays import jax as arrays
+from truenorm.core.activation import add
 from truenorm.core.call import Call
 from truenorm.triton import interpreted, plan
 
@@ -35,26 +37,39 @@ def _launches(call: Call, x: Any) -> Any:
     return launch.make(call, tuple(x.shape), x.dtype == jnp.float64, True)
 
 
-def _start(
-    one: Any, inputs: list[Any], outputs: list[Any], absent: str = "", writes: int | None = None
-) -> Any:
-    """What a kernel writes: its parameters are the inputs, the outputs, and those that are absent.
-
-    `writes` is the place of an input that is the first output too.
-    """
+def _start(one: Any, inputs: list[Any], outputs: Any, absent: str = "") -> list[Any]:
+    """What a kernel writes: its parameters are the inputs, the outputs, and what is absent."""
     import jax_triton
 
-    return jax_triton.triton_call(
+    found: list[Any] = jax_triton.triton_call(
         *inputs,
         kernel=one.kernel,
         out_shape=[jax.ShapeDtypeStruct(like.shape, like.dtype) for like in outputs],
         grid=one.grid,
         num_warps=one.warps,
-        input_output_aliases={} if writes is None else {writes: 0},
         **one.numbers,
         **one.constants,
         **dict.fromkeys(absent.split()),
     )
+    return found
+
+
+def _sums(split: Any, inputs: list[Any], result: Any, more: Any = (), absent: str = "") -> Any:
+    """The first two launches of a pass: what they sum for each group, in the shape of `result`; and
+    what else the first one writes.
+    """
+    parts = jax.ShapeDtypeStruct((split.parts, result.shape[-1]), result.dtype)
+    first = result if split.combine is None else parts
+    found, *others = _start(split.sums, inputs, [first, *more], absent)
+    if split.combine is not None:
+        (found,) = _start(split.combine, [found], [result])
+    return found, others
+
+
+def _is_split(one: Any) -> bool:
+    from truenorm.triton import launch
+
+    return isinstance(one, launch.Split)
 
 
 def forward(call: Call, x: Any, gamma: Any, beta: Any, results: Any, residual: Any = None) -> Any:
@@ -62,21 +77,20 @@ def forward(call: Call, x: Any, gamma: Any, beta: Any, results: Any, residual: A
     found = _launches(call, x)
     if found is None:
         return None
-    inputs, absent = [x, gamma, beta], "residual total"
-    if isinstance(found.plan, plan.Looped):
-        inputs.append(jnp.zeros((found.parts or 1, 3), gamma.dtype))
-    launches = found.forward
-    if residual is not None:
-        from truenorm.triton import jax_sums
+    one = found.forward
+    if _is_split(one):
+        total = () if residual is None else (add(arrays, x, residual),)
+        x = total[0] if total else x
+        statistics, _ = _sums(one, [x], results[1])
+        (y,) = _start(one.apply, [x, gamma, beta, statistics], results[:1])
+        return y, statistics, *total
+    if residual is None:
+        return tuple(_start(one, [x, gamma, beta], results, "residual total"))
+    from truenorm.triton import jax_sums
 
-        looped = isinstance(found.plan, plan.Looped)
-        kernel = jax_sums.looped_sum if looped else jax_sums.held_sum
-        launches = [one._replace(kernel=kernel) for one in launches]
-        inputs, absent = [*inputs, residual], "total"
-    if len(launches) == 2:
-        (inputs[3],) = _start(launches[0], inputs, inputs[3:4], f"statistics {absent}", writes=3)
-    last = absent if residual is None else ""
-    return tuple(_start(launches[-1], inputs, results, last))
+    looped = isinstance(found.plan, plan.Looped)
+    one = one._replace(kernel=jax_sums.looped_sum if looped else jax_sums.held_sum)
+    return tuple(_start(one, [x, gamma, beta, residual], results))
 
 
 def backward(call: Call, x: Any, gamma: Any, beta: Any, dy: Any, statistics: Any) -> Any:
@@ -84,18 +98,20 @@ def backward(call: Call, x: Any, gamma: Any, beta: Any, dy: Any, statistics: Any
     found = _launches(call, x)
     if found is None:
         return None
-    inputs, absent = [x, gamma, beta, dy, statistics], "dtotal"
-    left = [jax.ShapeDtypeStruct(found.shares, gamma.dtype)] * 2
-    if isinstance(found.plan, plan.Looped):
-        inputs.append(jnp.zeros((found.parts or 1, 2), gamma.dtype))
+    inputs, left = [x, gamma, beta, dy, statistics], "dgamma dbeta"
+    shapes = [jax.ShapeDtypeStruct(found.shares, gamma.dtype)] * 2
     shares: list[Any] = []
     if found.columns is not None:
-        shares = _start(found.columns, inputs[:5], left)
-        left, absent = [], "dgamma dbeta dtotal"
-    if len(found.backward) == 2:
-        inputs[5], *more = _start(found.backward[0], inputs, [inputs[5], *left], absent, writes=5)
-        (dx,) = _start(found.backward[1], inputs, [x], "dgamma dbeta dtotal")
+        shares = _start(found.columns, inputs, shapes)
+    inside = [] if shares or found.sums_are_shares else shapes
+    absent = "" if inside else left
+    if _is_split(found.backward):
+        groups = jax.ShapeDtypeStruct((statistics.size // 3, 2), gamma.dtype)
+        sums, more = _sums(found.backward, inputs, groups, inside, absent)
+        (dx,) = _start(found.backward.apply, [*inputs, sums], [x], "dtotal")
+        if found.sums_are_shares:
+            shares = [sums[:, i].reshape(found.shares) for i in (1, 0)]
     else:
-        dx, *more = _start(found.backward[0], inputs, [x, *left], absent)
+        dx, *more = _start(found.backward, inputs, [x, *inside], f"{absent} dtotal")
     shares += more
     return dx, *(one.sum((0, 2, 4)).reshape(gamma.shape) for one in shares)

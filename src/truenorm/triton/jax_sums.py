@@ -27,17 +27,17 @@ def held_sum(
 
 @triton.jit
 def looped_sum(
-    x, gamma, beta, parts, residual, y, statistics, total,
+    x, gamma, beta, residual, y, statistics, total,
     rows, bundled, width, chunk, alike, every, sets,
     EPSILON: tl.constexpr, CENTERED: tl.constexpr, ACTIVATION: tl.constexpr,
-    ALONG_ROWS: tl.constexpr, STEP: tl.constexpr, CHUNKS: tl.constexpr, PADDED: tl.constexpr,
+    ALONG_ROWS: tl.constexpr,
     GROUPS: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr,
     EXACT: tl.constexpr, WIDE: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """`looped_forward` of x + residual."""
     looped_forward.looped_forward(
-        x, gamma, beta, parts, y, statistics, residual, total,
+        x, gamma, beta, y, statistics, residual, total,
         rows, bundled, width, chunk, alike, every, sets,
-        EPSILON, CENTERED, ACTIVATION, ALONG_ROWS, STEP, CHUNKS, PADDED,
+        EPSILON, CENTERED, ACTIVATION, ALONG_ROWS,
         GROUPS, WIDTH, HEIGHT, EXACT, WIDE, COMPUTE,
     )  # fmt: skip

@@ -33,30 +33,51 @@ class Launch(NamedTuple):
     warps: int
 
 
+class Split(NamedTuple):
+    """The launches of one pass over samples whose rows are cut into chunks.
+
+    Attributes:
+        sums: leaves some numbers of each chunk, or of each group where there is one chunk.
+        combine: makes those of each group of them; None where there is one chunk.
+        apply: writes the result.
+        parts: groups times chunks.
+    """
+
+    sums: Launch
+    combine: Launch | None
+    apply: Launch
+    parts: int
+
+
 class Launches(NamedTuple):
     """The launches of one call.
 
     Attributes:
         plan: how the kernels read it.
-        forward, backward: in turn.
-        parts: groups times chunks, where samples are split: for each of them the first launch
-            leaves three numbers forward, and two backward, to the second. Else zero.
+        forward, backward: one kernel, or three in turn.
         shares: the shape in which the backward pass leaves what is added to the gradients of gamma
             and beta: (before, sets, after, extent, alike), to be summed over all but the second and
             the fourth.
-        columns: a third launch, which leaves them where the second does not.
+        columns: one more launch, which leaves them where the others do not.
     """
 
     plan: Plan
-    forward: tuple[Launch, ...]
-    backward: tuple[Launch, ...]
-    parts: int
+    forward: Launch | Split
+    backward: Launch | Split
     shares: tuple[int, int, int, int, int]
     columns: Launch | None = None
 
+    @property
+    def sums_are_shares(self) -> bool:
+        """Whether what a split backward pass sums are the gradients of beta and gamma."""
+        split, how = isinstance(self.backward, Split), self.plan
+        return split and isinstance(how, Looped) and how.uniform
+
 
 @functools.lru_cache(maxsize=4096)
-def make(call: Call, shape: tuple[int, ...], double: bool, parameters: bool) -> Launches:
+def make(
+    call: Call, shape: tuple[int, ...], double: bool, parameters: bool, halves: bool = False
+) -> Launches:
     """The launches for a contiguous x of this shape, for which there is a plan.
 
     Args:
@@ -64,18 +85,20 @@ def make(call: Call, shape: tuple[int, ...], double: bool, parameters: bool) -> 
         shape: the sizes; none is zero.
         double: compute in float64.
         parameters: gamma or beta is there.
+        halves: the statistics and their application are asked for by themselves.
     """
-    how = plan.make(call, shape)
+    how = plan.make(call, shape, halves)
     assert not isinstance(how, str)
     if isinstance(how, Held):
         return _held(call, how, double, parameters)
-    return _looped(call, how, double, parameters)
+    return _looped(call, how, double, halves)
 
 
 def _shared(call: Call, how: Plan, double: bool) -> tuple[dict[str, int], dict[str, Any]]:
     """The numbers and constants that every kernel takes."""
     numbers = {"every": how.owner.every, "sets": how.owner.sets}
     constants = {
+        "EPSILON": call.epsilon,
         "CENTERED": call.centered,
         "ACTIVATION": call.activation,
         "COMPUTE": tl.float64 if double else tl.float32,
@@ -104,8 +127,7 @@ def _held(call: Call, how: Held, double: bool, parameters: bool) -> Launches:
     grid = how.outer * -(-how.items // items)
     warps = _warps(items * width, 1024 if how.rows else 512)
     first = Launch(
-        held.held_forward, grid, numbers,
-        constants | {"ITEMS": items, "EPSILON": call.epsilon}, warps,
+        held.held_forward, grid, numbers, constants | {"ITEMS": items}, warps,
     )  # fmt: skip
 
     walk = parameters and how.owner.sets == 1
@@ -122,10 +144,10 @@ def _held(call: Call, how: Held, double: bool, parameters: bool) -> Launches:
         shares = _shares(how, how.items)
     else:
         shares = _shares(how, how.outer, how.items)
-    return Launches(how, (first,), (second,), 0, shares)
+    return Launches(how, first, second, shares)
 
 
-def _looped(call: Call, how: Looped, double: bool, parameters: bool) -> Launches:
+def _looped(call: Call, how: Looped, double: bool, halves: bool) -> Launches:
     numbers, constants = _shared(call, how, double)
     width, groups = how.padded_width, how.bundle
     sample = how.rows * how.bundled * how.width
@@ -134,26 +156,36 @@ def _looped(call: Call, how: Looped, double: bool, parameters: bool) -> Launches
         "alike": how.alike,
     }  # fmt: skip
     constants |= {
-        "ALONG_ROWS": how.along_rows, "CHUNKS": how.chunks, "PADDED": plan.power(how.chunks),
-        "GROUPS": groups, "WIDTH": width,
-        "EXACT": how.width == width and how.bundled % groups == 0,
+        "ALONG_ROWS": how.along_rows, "GROUPS": groups, "WIDTH": width,
+        "EXACT": how.width % width == 0 and how.bundled % groups == 0,
         "WIDE": sample > plan.LARGEST,
     }  # fmt: skip
     grid = how.outer * how.chunks * how.bundles
-    steps = (0,) if how.chunks == 1 else (1, 2)
 
-    def launches(kernel: Any, heavy: bool, **more: Any) -> tuple[Launch, ...]:
+    def launch(kernel: Any, heavy: bool) -> Launch:
         # Fewer elements where each takes more registers, on as many warps: else they spill.
         most = plan.TILE // (2 if heavy or double else 1)
         height = max(min(most // (groups * width), plan.power(how.chunk)), 1)
         warps = _warps(height * groups * width, most // 16)
-        given = constants | more | {"HEIGHT": height}
-        return tuple(Launch(kernel, grid, numbers, given | {"STEP": step}, warps) for step in steps)
+        given = constants | {"HEIGHT": height, "UNIFORM": how.uniform}
+        return _only(Launch(kernel, grid, numbers, given, warps))
+
+    def launches(heavy: bool, whole: Any, sums: Any, combine: Any, apply: Any) -> Launch | Split:
+        if how.chunks == 1 and not halves:
+            return launch(whole, heavy)
+        combined = None if how.chunks == 1 else _combine(combine, how, numbers, constants)
+        parts = how.outer * how.chunks * how.bundled
+        return Split(launch(sums, heavy), combined, launch(apply, heavy), parts)
 
     ragged = not constants["EXACT"]
-    forward = launches(looped_forward.looped_forward, ragged, EPSILON=call.epsilon)
-    backward = launches(looped_backward.looped_backward, ragged or call.activation is not None)
-    parts = how.outer * how.chunks * how.bundled if how.chunks > 1 else 0
+    forward = launches(
+        ragged, looped_forward.looped_forward, looped_forward.chunk_statistics,
+        looped_forward.combine_statistics, looped_forward.looped_apply,
+    )  # fmt: skip
+    backward = launches(
+        ragged or call.activation is not None, looped_backward.looped_backward,
+        looped_backward.chunk_sums, looped_backward.combine_sums, looped_backward.looped_gradient,
+    )  # fmt: skip
     columns = None
     if how.along_rows:
         shares = _shares(how, how.outer, how.bundles)
@@ -162,8 +194,28 @@ def _looped(call: Call, how: Looped, double: bool, parameters: bool) -> Launches
             columns = _columns(call, how, double)
             shares = (columns.grid // -(-how.rows // 128), 1, 1, how.rows, 1)
     else:
-        shares = _shares(how, how.outer, how.chunks)
-    return Launches(how, forward, backward, parts, shares, columns)
+        shares = _shares(how, how.outer, 1 if how.uniform else how.chunks)
+    return Launches(how, forward, backward, shares, columns)
+
+
+def _combine(
+    kernel: Any, how: Looped, numbers: dict[str, int], constants: dict[str, Any]
+) -> Launch:
+    padded = plan.power(how.chunks)
+    groups = max(min(plan.power(how.bundled), 4096 // padded), 1)
+    grid = how.outer * -(-how.bundled // groups)
+    given = constants | {"GROUPS": groups, "PADDED": padded}
+    return _only(Launch(kernel, grid, numbers, given, _warps(groups * padded, 1024)))
+
+
+def _only(one: Launch) -> Launch:
+    """The launch with those numbers and constants that its kernel takes."""
+    names = one.kernel.arg_names
+    numbers, constants = (
+        {name: value for name, value in values.items() if name in names}
+        for values in (one.numbers, one.constants)
+    )
+    return one._replace(numbers=numbers, constants=constants)
 
 
 def _columns(call: Call, how: Looped, double: bool) -> Launch:
@@ -181,6 +233,8 @@ def _shares(how: Plan, count: int, each: int = 1) -> tuple[int, int, int, int, i
     """Of `count` owners that leave `each` sets: which belong together."""
     every, sets = how.owner
     alike = how.alike if isinstance(how, Looped) else 1
+    if isinstance(how, Looped) and how.uniform:
+        alike //= how.width  # what is left is of groups
     return count // (every * sets), sets, every * each, how.extent, alike
 
 

@@ -1,128 +1,235 @@
-"""The backward kernels for groups that are read in tiles."""
+"""The backward kernels for groups that are read in tiles.
+
+As forward: one kernel for whole groups, and three where the rows are cut into chunks. What the
+chunks leave are the sums of w and of w * xhat, where w is gamma * dy; or dy alone where gamma is
+one number for each group (UNIFORM), so that these are the gradients of beta and gamma too.
+"""
 
 import triton
 import triton.language as tl
 
-from truenorm.triton.common import APPLY, SUM, slope
-from truenorm.triton.looped_forward import group_sums, parameter, tile
+from truenorm.triton.common import inverse_deviation, slope
+from truenorm.triton.looped_forward import chunk_of, group_sums, leading, parameter, tile
+
+
+@triton.jit
+def _given(statistics, outer, bundled, group, exists, EPSILON: tl.constexpr):
+    """The mean, the rest and 1 / deviation of each column's group."""
+    at = (outer.to(tl.int64) * bundled + group) * 3
+    mean = tl.load(statistics + at, mask=exists, other=0.0)
+    rest = tl.load(statistics + at + 1, mask=exists, other=0.0)
+    variance = tl.load(statistics + at + 2, mask=exists, other=1.0)
+    return mean, rest, inverse_deviation(variance, EPSILON)
+
+
+@triton.jit
+def _chunk_sums(
+    x, gamma, beta, dy, dgamma, dbeta, mean, rest, rstd, owner, start, end, bundle, piece, outer,
+    group, exists, rows, bundled, width, alike,
+    CENTERED: tl.constexpr, ACTIVATION: tl.constexpr,
+    ALONG_ROWS: tl.constexpr, UNIFORM: tl.constexpr,
+    GROUPS: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr,
+    EXACT: tl.constexpr, WIDE: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """The two sums of a chunk, for each column those of its group.
+
+    Unless UNIFORM, what is added to the gradients of gamma and beta is left (outer, bundles, rows)
+    where they vary along the rows, and (outer, chunks, bundled * width) otherwise.
+    """
+    first = tl.zeros([HEIGHT, GROUPS * WIDTH], COMPUTE)
+    second = tl.zeros([HEIGHT, GROUPS * WIDTH], COMPUTE)
+    for row in range(start, end, HEIGHT):
+        if ALONG_ROWS:
+            row_first = tl.zeros([HEIGHT, GROUPS * WIDTH], COMPUTE)
+            row_second = tl.zeros([HEIGHT, GROUPS * WIDTH], COMPUTE)
+        for column in range(0, width, WIDTH):
+            g, xhat, _, _, _ = _looped_pair(
+                x, gamma, beta, dy, mean, rest, rstd, owner, row, column, end,
+                rows, bundled, width, alike, bundle, CENTERED, ACTIVATION, ALONG_ROWS,
+                GROUPS, WIDTH, HEIGHT, EXACT, WIDE, COMPUTE,
+            )  # fmt: skip
+            if ALONG_ROWS:
+                row_first += g
+                row_second += g * xhat
+            else:
+                first += g
+                second += g * xhat
+        if ALONG_ROWS:
+            b = row + tl.arange(0, HEIGHT)
+            if dgamma is not None:
+                bundles = tl.cdiv(bundled, GROUPS)
+                places = (outer.to(tl.int64) * bundles + bundle) * rows + b
+                tl.store(dgamma + places, tl.sum(row_second, 1), mask=b < end)
+                tl.store(dbeta + places, tl.sum(row_first, 1), mask=b < end)
+            if gamma is not None:
+                row_scale = parameter(
+                    gamma, owner, b, b, end, rows, bundled, width, alike,
+                    True, COMPUTE,
+                )  # fmt: skip
+                row_first = row_first * row_scale
+                row_second = row_second * row_scale
+            first += row_first
+            second += row_second
+    sum_first = tl.sum(first, 0)
+    sum_second = tl.sum(second, 0)
+    if not ALONG_ROWS and not UNIFORM:
+        # Here one tile spans the width.
+        across = group * width + tl.arange(0, GROUPS * WIDTH) % WIDTH
+        real = exists & (tl.arange(0, GROUPS * WIDTH) % WIDTH < width)
+        if dgamma is not None:
+            places = piece.to(tl.int64) * bundled * width + across
+            tl.store(dgamma + places, sum_second, mask=real)
+            tl.store(dbeta + places, sum_first, mask=real)
+        if gamma is not None:
+            places = owner * (bundled * width // alike) + across // alike
+            column_scale = tl.load(gamma + places, mask=real, other=0.0).to(COMPUTE)
+            sum_first = sum_first * column_scale
+            sum_second = sum_second * column_scale
+    return group_sums(sum_first, GROUPS, WIDTH), group_sums(sum_second, GROUPS, WIDTH)
+
+
+@triton.jit
+def _write(
+    x, gamma, beta, dy, dx, dtotal, mean, rest, rstd, first, second, owner, start, end, bundle,
+    rows, bundled, width, alike,
+    CENTERED: tl.constexpr, ACTIVATION: tl.constexpr,
+    ALONG_ROWS: tl.constexpr, UNIFORM: tl.constexpr,
+    GROUPS: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr,
+    EXACT: tl.constexpr, WIDE: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """dx of a chunk, from the sums of its groups."""
+    share = tl.full([], 1.0, COMPUTE) / rows / width
+    first *= share
+    second *= share
+    for row in range(start, end, HEIGHT):
+        for column in range(0, width, WIDTH):
+            g, xhat, place, inside, scale = _looped_pair(
+                x, gamma, beta, dy, mean, rest, rstd, owner, row, column, end,
+                rows, bundled, width, alike, bundle, CENTERED, ACTIVATION, ALONG_ROWS,
+                GROUPS, WIDTH, HEIGHT, EXACT, WIDE, COMPUTE,
+            )  # fmt: skip
+            found = g if UNIFORM else g * scale
+            found = found - xhat * second[None, :]
+            if CENTERED:
+                found = found - first[None, :]
+            if UNIFORM:
+                found = found * scale
+            found = found * rstd[None, :]
+            if dtotal is not None:
+                found += tl.load(dtotal + place, mask=inside, other=0.0).to(COMPUTE)
+            tl.store(dx + place, found.to(dx.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def looped_backward(
-    x, gamma, beta, dy, statistics, parts, dx, dgamma, dbeta, dtotal,
+    x, gamma, beta, dy, statistics, dx, dgamma, dbeta, dtotal,
     rows, bundled, width, chunk, alike, every, sets,
-    CENTERED: tl.constexpr, ACTIVATION: tl.constexpr,
-    ALONG_ROWS: tl.constexpr, STEP: tl.constexpr, CHUNKS: tl.constexpr, PADDED: tl.constexpr,
+    EPSILON: tl.constexpr, CENTERED: tl.constexpr, ACTIVATION: tl.constexpr,
+    ALONG_ROWS: tl.constexpr, UNIFORM: tl.constexpr,
     GROUPS: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr,
     EXACT: tl.constexpr, WIDE: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
-    """As `looped_forward`. `parts` is (outer, CHUNKS, groups, 2): the sums of gamma * dy and of
-    gamma * dy * xhat. What is added to the gradients of gamma and beta is left (outer, bundles,
-    rows) where they vary along the rows, and (outer, CHUNKS, bundled * width) otherwise.
+    """A program has GROUPS neighbouring groups, whole. What is added to the gradients of gamma and
+    beta is left as in `_chunk_sums`, and if UNIFORM (outer, groups).
     """
-    bundles = tl.cdiv(bundled, GROUPS)
-    program = tl.program_id(0)
-    bundle, part, outer = (
-        program % bundles,
-        program // bundles % CHUNKS,
-        program // bundles // CHUNKS,
-    )
-    start = part * chunk
-    end = tl.minimum(start + chunk, rows)
-    group = bundle * GROUPS + tl.arange(0, GROUPS * WIDTH) // WIDTH
-    exists = group < bundled
-    leader = exists & (tl.arange(0, GROUPS * WIDTH) % WIDTH == 0)
+    bundle, piece, outer, start, end, group, exists = chunk_of(rows, bundled, chunk, GROUPS, WIDTH)
     begin = outer.to(tl.int64) * rows * bundled * width
     x += begin
     dy += begin
-    at = (outer.to(tl.int64) * bundled + group) * 3
-    mean = tl.load(statistics + at, mask=exists, other=0.0)
-    rest = tl.load(statistics + at + 1, mask=exists, other=0.0)
-    rstd = tl.load(statistics + at + 2, mask=exists, other=0.0)
+    dx += begin
+    if dtotal is not None:
+        dtotal += begin
+    mean, rest, rstd = _given(statistics, outer, bundled, group, exists, EPSILON)
     owner = (outer // every) % sets
+    first, second = _chunk_sums(
+        x, gamma, beta, dy, dgamma, dbeta, mean, rest, rstd, owner, start, end, bundle, piece,
+        outer, group, exists, rows, bundled, width, alike, CENTERED, ACTIVATION,
+        ALONG_ROWS, UNIFORM, GROUPS, WIDTH, HEIGHT, EXACT, WIDE, COMPUTE,
+    )  # fmt: skip
+    if UNIFORM and dgamma is not None:
+        lead = leading(exists, GROUPS, WIDTH)
+        at = outer.to(tl.int64) * bundled + group
+        tl.store(dgamma + at, second, mask=lead)
+        tl.store(dbeta + at, first, mask=lead)
+    _write(
+        x, gamma, beta, dy, dx, dtotal, mean, rest, rstd, first, second, owner, start, end,
+        bundle, rows, bundled, width, alike, CENTERED, ACTIVATION,
+        ALONG_ROWS, UNIFORM, GROUPS, WIDTH, HEIGHT, EXACT, WIDE, COMPUTE,
+    )  # fmt: skip
 
-    if STEP != APPLY:
-        first = tl.zeros([HEIGHT, GROUPS * WIDTH], COMPUTE)
-        second = tl.zeros([HEIGHT, GROUPS * WIDTH], COMPUTE)
-        for row in range(start, end, HEIGHT):
-            if ALONG_ROWS:
-                row_first = tl.zeros([HEIGHT, GROUPS * WIDTH], COMPUTE)
-                row_second = tl.zeros([HEIGHT, GROUPS * WIDTH], COMPUTE)
-            for column in range(0, width, WIDTH):
-                g, xhat, _, _, _ = _looped_pair(
-                    x, gamma, beta, dy, mean, rest, rstd, owner, row, column, end,
-                    rows, bundled, width, alike, bundle, CENTERED, ACTIVATION, ALONG_ROWS,
-                    GROUPS, WIDTH, HEIGHT, EXACT, WIDE, COMPUTE,
-                )  # fmt: skip
-                if ALONG_ROWS:
-                    row_first += g
-                    row_second += g * xhat
-                else:
-                    first += g
-                    second += g * xhat
-            if ALONG_ROWS:
-                b = row + tl.arange(0, HEIGHT)
-                if dgamma is not None:
-                    places = (outer.to(tl.int64) * bundles + bundle) * rows + b
-                    tl.store(dgamma + places, tl.sum(row_second, 1), mask=b < end)
-                    tl.store(dbeta + places, tl.sum(row_first, 1), mask=b < end)
-                if gamma is not None:
-                    row_scale = parameter(
-                        gamma, owner, b, b, end, rows, bundled, width, alike,
-                        True, COMPUTE,
-                    )  # fmt: skip
-                    row_first = row_first * row_scale
-                    row_second = row_second * row_scale
-                first += row_first
-                second += row_second
-        sum_first = tl.sum(first, 0)
-        sum_second = tl.sum(second, 0)
-        if not ALONG_ROWS:
-            # Here one tile spans the width.
-            across = group * width + tl.arange(0, GROUPS * WIDTH) % WIDTH
-            real = exists & (tl.arange(0, GROUPS * WIDTH) % WIDTH < width)
-            if dgamma is not None:
-                places = (outer.to(tl.int64) * CHUNKS + part) * bundled * width + across
-                tl.store(dgamma + places, sum_second, mask=real)
-                tl.store(dbeta + places, sum_first, mask=real)
-            if gamma is not None:
-                places = owner * (bundled * width // alike) + across // alike
-                column_scale = tl.load(gamma + places, mask=real, other=0.0).to(COMPUTE)
-                sum_first = sum_first * column_scale
-                sum_second = sum_second * column_scale
-        sum_first = group_sums(sum_first, GROUPS, WIDTH)
-        sum_second = group_sums(sum_second, GROUPS, WIDTH)
-    if STEP == SUM:
-        at = ((outer.to(tl.int64) * CHUNKS + part) * bundled + group) * 2
-        tl.store(parts + at, sum_first, mask=leader)
-        tl.store(parts + at + 1, sum_second, mask=leader)
-    else:
-        if STEP == APPLY:
-            index = tl.arange(0, PADDED)
-            of = ((outer.to(tl.int64) * CHUNKS + index[:, None]) * bundled + group[None, :]) * 2
-            there = (index < CHUNKS)[:, None] & exists[None, :]
-            sum_first = tl.sum(tl.load(parts + of, mask=there, other=0.0), 0)
-            sum_second = tl.sum(tl.load(parts + of + 1, mask=there, other=0.0), 0)
-        share = tl.full([], 1.0, COMPUTE) / rows / width
-        sum_first *= share
-        sum_second *= share
-        dx += begin
-        if dtotal is not None:
-            dtotal += begin
-        for row in range(start, end, HEIGHT):
-            for column in range(0, width, WIDTH):
-                g, xhat, place, inside, scale = _looped_pair(
-                    x, gamma, beta, dy, mean, rest, rstd, owner, row, column, end,
-                    rows, bundled, width, alike, bundle, CENTERED, ACTIVATION, ALONG_ROWS,
-                    GROUPS, WIDTH, HEIGHT, EXACT, WIDE, COMPUTE,
-                )  # fmt: skip
-                found = g * scale - xhat * sum_second[None, :]
-                if CENTERED:
-                    found = found - sum_first[None, :]
-                found = found * rstd[None, :]
-                if dtotal is not None:
-                    found += tl.load(dtotal + place, mask=inside, other=0.0).to(COMPUTE)
-                tl.store(dx + place, found.to(dx.dtype.element_ty), mask=inside)
+
+@triton.jit
+def chunk_sums(
+    x, gamma, beta, dy, statistics, parts, dgamma, dbeta,
+    rows, bundled, width, chunk, alike, every, sets,
+    EPSILON: tl.constexpr, CENTERED: tl.constexpr, ACTIVATION: tl.constexpr,
+    ALONG_ROWS: tl.constexpr, UNIFORM: tl.constexpr,
+    GROUPS: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr,
+    EXACT: tl.constexpr, WIDE: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """A program has a chunk of GROUPS groups, and leaves its two sums: `parts` is
+    (outer, chunks, groups, 2).
+    """
+    bundle, piece, outer, start, end, group, exists = chunk_of(rows, bundled, chunk, GROUPS, WIDTH)
+    begin = outer.to(tl.int64) * rows * bundled * width
+    mean, rest, rstd = _given(statistics, outer, bundled, group, exists, EPSILON)
+    first, second = _chunk_sums(
+        x + begin, gamma, beta, dy + begin, dgamma, dbeta, mean, rest, rstd,
+        (outer // every) % sets, start, end, bundle, piece,
+        outer, group, exists, rows, bundled, width, alike, CENTERED, ACTIVATION,
+        ALONG_ROWS, UNIFORM, GROUPS, WIDTH, HEIGHT, EXACT, WIDE, COMPUTE,
+    )  # fmt: skip
+    lead = leading(exists, GROUPS, WIDTH)
+    at = (piece.to(tl.int64) * bundled + group) * 2
+    tl.store(parts + at, first, mask=lead)
+    tl.store(parts + at + 1, second, mask=lead)
+
+
+@triton.jit
+def combine_sums(
+    parts, sums,
+    rows, bundled, chunk,
+    GROUPS: tl.constexpr, PADDED: tl.constexpr,
+):  # fmt: skip
+    """A program adds up the chunks of GROUPS groups: `sums` is (outer, groups, 2)."""
+    bundles, chunks = tl.cdiv(bundled, GROUPS), tl.cdiv(rows, chunk)
+    bundle, outer = tl.program_id(0) % bundles, tl.program_id(0) // bundles
+    group = bundle * GROUPS + tl.arange(0, GROUPS)
+    exists = group < bundled
+    index = tl.arange(0, PADDED)
+    of = ((outer.to(tl.int64) * chunks + index[:, None]) * bundled + group[None, :]) * 2
+    there = (index < chunks)[:, None] & exists[None, :]
+    at = (outer.to(tl.int64) * bundled + group) * 2
+    found = tl.sum(tl.load(parts + of, mask=there, other=0.0), 0)
+    tl.store(sums + at, found, mask=exists)
+    found = tl.sum(tl.load(parts + of + 1, mask=there, other=0.0), 0)
+    tl.store(sums + at + 1, found, mask=exists)
+
+
+@triton.jit
+def looped_gradient(
+    x, gamma, beta, dy, statistics, sums, dx, dtotal,
+    rows, bundled, width, chunk, alike, every, sets,
+    EPSILON: tl.constexpr, CENTERED: tl.constexpr, ACTIVATION: tl.constexpr,
+    ALONG_ROWS: tl.constexpr, UNIFORM: tl.constexpr,
+    GROUPS: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr,
+    EXACT: tl.constexpr, WIDE: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """A program has a chunk of GROUPS groups, whose sums are given."""
+    bundle, _, outer, start, end, group, exists = chunk_of(rows, bundled, chunk, GROUPS, WIDTH)
+    begin = outer.to(tl.int64) * rows * bundled * width
+    if dtotal is not None:
+        dtotal += begin
+    mean, rest, rstd = _given(statistics, outer, bundled, group, exists, EPSILON)
+    at = (outer.to(tl.int64) * bundled + group) * 2
+    first = tl.load(sums + at, mask=exists, other=0.0)
+    second = tl.load(sums + at + 1, mask=exists, other=0.0)
+    _write(
+        x + begin, gamma, beta, dy + begin, dx + begin, dtotal, mean, rest, rstd, first, second,
+        (outer // every) % sets, start, end, bundle, rows, bundled, width, alike,
+        CENTERED, ACTIVATION,
+        ALONG_ROWS, UNIFORM, GROUPS, WIDTH, HEIGHT, EXACT, WIDE, COMPUTE,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -161,7 +268,7 @@ def _looped_pair(
 def column_sums(
     x, gamma, beta, dy, statistics, dgamma, dbeta,
     groups, width, chunk,
-    CENTERED: tl.constexpr, ACTIVATION: tl.constexpr,
+    EPSILON: tl.constexpr, CENTERED: tl.constexpr, ACTIVATION: tl.constexpr,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """The gradients of gamma and beta of rows that share them and are too wide to be held:
@@ -183,7 +290,8 @@ def column_sums(
         exists = row < end
         inside = exists[:, None] & within[None, :]
         place = row.to(tl.int64)[:, None] * width + column[None, :]
-        rstd = tl.load(statistics + row.to(tl.int64) * 3 + 2, mask=exists, other=0.0)
+        variance = tl.load(statistics + row.to(tl.int64) * 3 + 2, mask=exists, other=1.0)
+        rstd = inverse_deviation(variance, EPSILON)
         xhat = tl.load(x + place, mask=inside, other=0.0).to(COMPUTE)
         g = tl.load(dy + place, mask=inside, other=0.0).to(COMPUTE)
         if CENTERED:

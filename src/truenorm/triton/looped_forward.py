@@ -1,9 +1,14 @@
-"""The forward kernel for groups that are read in tiles; what the backward one has too."""
+"""The forward kernels for groups that are read in tiles; what the backward ones have too.
+
+One kernel computes whole groups. Where the rows are cut into chunks there are three: the statistics
+of the chunks, their combination, and its application. The last is also what applies statistics that
+are given.
+"""
 
 import triton
 import triton.language as tl
 
-from truenorm.triton.common import APPLY, SUM, WHOLE, activate, read
+from truenorm.triton.common import activate, inverse_deviation, read
 
 
 @triton.jit
@@ -12,6 +17,25 @@ def group_sums(t, GROUPS: tl.constexpr, WIDTH: tl.constexpr):
     total = tl.sum(tl.reshape(t, (GROUPS, WIDTH)), 1)
     spread = tl.broadcast_to(total[:, None], (GROUPS, WIDTH))
     return tl.reshape(spread, (GROUPS * WIDTH,))
+
+
+@triton.jit
+def chunk_of(rows, bundled, chunk, GROUPS: tl.constexpr, WIDTH: tl.constexpr):
+    """What a program has: its bundle of groups, its chunk, which of all chunks that is, and the
+    sample; the first row and the one after the last; the group of each column, and which exist.
+    """
+    bundles, chunks = tl.cdiv(bundled, GROUPS), tl.cdiv(rows, chunk)
+    bundle, piece = tl.program_id(0) % bundles, tl.program_id(0) // bundles
+    start = piece % chunks * chunk
+    end = tl.minimum(start + chunk, rows)
+    group = bundle * GROUPS + tl.arange(0, GROUPS * WIDTH) // WIDTH
+    return bundle, piece, piece // chunks, start, end, group, group < bundled
+
+
+@triton.jit
+def leading(exists, GROUPS: tl.constexpr, WIDTH: tl.constexpr):
+    """One column of each group."""
+    return exists & (tl.arange(0, GROUPS * WIDTH) % WIDTH == 0)
 
 
 @triton.jit
@@ -28,7 +52,7 @@ def tile(
     b = row + tl.arange(0, HEIGHT)
     i = tl.arange(0, GROUPS * WIDTH)
     if EXACT:
-        across = bundle * (GROUPS * WIDTH) + i
+        across = bundle * (GROUPS * width) + column + i
         inside = (b < end)[:, None] & (i >= 0)[None, :]
     else:
         group = bundle * GROUPS + i // WIDTH
@@ -94,120 +118,189 @@ def _looped_sums(
 
 
 @triton.jit
-def looped_forward(
-    x, gamma, beta, parts, y, statistics, residual, total,
-    rows, bundled, width, chunk, alike, every, sets,
-    EPSILON: tl.constexpr, CENTERED: tl.constexpr, ACTIVATION: tl.constexpr,
-    ALONG_ROWS: tl.constexpr, STEP: tl.constexpr, CHUNKS: tl.constexpr, PADDED: tl.constexpr,
+def _chunk_statistics(
+    x, residual, start, end, bundled, width, bundle,
+    CENTERED: tl.constexpr,
     GROUPS: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr,
     EXACT: tl.constexpr, WIDE: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
-    """A program has a chunk of GROUPS neighbouring groups; `parts` is (outer, CHUNKS, groups, 3):
-    pivot, rest and variance of each chunk.
-    """
-    bundles = tl.cdiv(bundled, GROUPS)
-    program = tl.program_id(0)
-    bundle, part, outer = (
-        program % bundles,
-        program // bundles % CHUNKS,
-        program // bundles // CHUNKS,
-    )
-    start = part * chunk
-    end = tl.minimum(start + chunk, rows)
-    group = bundle * GROUPS + tl.arange(0, GROUPS * WIDTH) // WIDTH
-    exists = group < bundled
-    leader = exists & (tl.arange(0, GROUPS * WIDTH) % WIDTH == 0)  # one column of each group
-    begin = outer.to(tl.int64) * rows * bundled * width
-    x += begin
-    if residual is not None:
-        residual += begin
-
+    """The pivot, the rest and the variance of a chunk, for each column that of its group."""
     pivot = tl.zeros([GROUPS * WIDTH], COMPUTE)
     rest = tl.zeros([GROUPS * WIDTH], COMPUTE)
-    if STEP != APPLY:
-        share = tl.full([], 1.0, COMPUTE) / (end - start) / width
+    share = tl.full([], 1.0, COMPUTE) / (end - start) / width
+    if CENTERED:
+        place, inside, _, _ = tile(
+            start, 0, end, bundled, width, bundle, GROUPS, WIDTH, HEIGHT, EXACT, WIDE
+        )
+        z = read(x, residual, place, inside, COMPUTE)
+        seen = tl.minimum(end - start, HEIGHT) * tl.minimum(width, WIDTH)
+        pivot = group_sums(tl.sum(z, 0), GROUPS, WIDTH) / seen.to(COMPUTE)
+    variance = tl.zeros([GROUPS * WIDTH], COMPUTE)
+    passes = 2 if CENTERED else 1
+    while passes > 0:
+        first, variance = _looped_sums(
+            x, residual, pivot, tl.sqrt(share), start, end, bundled, width, bundle,
+            CENTERED, GROUPS, WIDTH, HEIGHT, EXACT, WIDE, COMPUTE,
+        )  # fmt: skip
+        passes -= 1
         if CENTERED:
-            place, inside, _, _ = tile(
-                start, 0, end, bundled, width, bundle, GROUPS, WIDTH, HEIGHT, EXACT, WIDE
-            )
-            z = read(x, residual, place, inside, COMPUTE)
-            seen = tl.minimum(end - start, HEIGHT) * tl.minimum(width, WIDTH)
-            pivot = group_sums(tl.sum(z, 0), GROUPS, WIDTH) / seen.to(COMPUTE)
-        variance = tl.zeros([GROUPS * WIDTH], COMPUTE)
-        passes = 2 if CENTERED else 1
-        while passes > 0:
-            first, variance = _looped_sums(
-                x, residual, pivot, tl.sqrt(share), start, end, bundled, width, bundle,
-                CENTERED, GROUPS, WIDTH, HEIGHT, EXACT, WIDE, COMPUTE,
-            )  # fmt: skip
-            passes -= 1
-            if CENTERED:
-                rest = first * share
-                variance -= rest * rest
-                far = tl.max(tl.where(rest * rest > 4.0 * variance, 1, 0))
-                passes = tl.minimum(passes, far)
-                if passes > 0:
-                    pivot += rest
-    if STEP == SUM:
-        at = ((outer.to(tl.int64) * CHUNKS + part) * bundled + group) * 3
-        tl.store(parts + at, pivot, mask=leader)
-        tl.store(parts + at + 1, rest, mask=leader)
-        tl.store(parts + at + 2, variance, mask=leader)
-    else:
-        if STEP == APPLY:
-            # Combine the chunks: the first one's pivot stands for all.
-            index = tl.arange(0, PADDED)
-            of = ((outer.to(tl.int64) * CHUNKS + index[:, None]) * bundled + group[None, :]) * 3
-            there = (index < CHUNKS)[:, None] & exists[None, :]
-            size = tl.minimum(index * chunk + chunk, rows) - index * chunk
-            weight = tl.where(index < CHUNKS, size.to(COMPUTE), 0.0) / rows
-            variance = tl.load(parts + of + 2, mask=there, other=0.0)
-            if CENTERED:
-                lead = outer.to(tl.int64) * CHUNKS * bundled + group
-                pivot = tl.load(parts + lead * 3, mask=exists, other=0.0)
-                off = tl.load(parts + of, mask=there, other=0.0) - pivot[None, :]
-                off += tl.load(parts + of + 1, mask=there, other=0.0)
-                rest = tl.sum(weight[:, None] * off, 0)
-                off = (off - rest[None, :]) * tl.sqrt(weight)[:, None]
-                variance = tl.sum(weight[:, None] * variance + off * off, 0)
-            else:
-                variance = tl.sum(weight[:, None] * variance, 0)
-        power = variance + EPSILON
-        if CENTERED:
-            # Rounding can take it below zero where a constant group is huge.
-            added = tl.full([GROUPS * WIDTH], EPSILON, COMPUTE)
-            power = tl.where(power < 0.5 * EPSILON, added, power)
-        rstd = 1.0 / tl.sqrt(power)
-        if statistics is not None and (STEP == WHOLE or part == 0):
-            at = (outer.to(tl.int64) * bundled + group) * 3
-            tl.store(statistics + at, pivot, mask=leader)
-            tl.store(statistics + at + 1, rest, mask=leader)
-            tl.store(statistics + at + 2, rstd, mask=leader)
+            rest = first * share
+            variance -= rest * rest
+            far = tl.max(tl.where(rest * rest > 4.0 * variance, 1, 0))
+            passes = tl.minimum(passes, far)
+            if passes > 0:
+                pivot += rest
+    # Rounding can take it below zero where a group is constant.
+    return pivot, rest, tl.where(variance < 0.0, 0.0, variance)
 
-        y += begin
-        if total is not None:
-            total += begin
-        owner = (outer // every) % sets
-        for row in range(start, end, HEIGHT):
-            for column in range(0, width, WIDTH):
-                place, inside, b, across = tile(
-                    row, column, end, bundled, width, bundle, GROUPS, WIDTH, HEIGHT, EXACT, WIDE
-                )
-                u = read(x, residual, place, inside, COMPUTE)
-                if total is not None:
-                    tl.store(total + place, u.to(total.dtype.element_ty), mask=inside)
-                if CENTERED:
-                    u = (u - pivot[None, :]) - rest[None, :]
-                u = u * rstd[None, :]
-                if gamma is not None:
-                    u = u * parameter(
-                        gamma, owner, b, across, end, rows, bundled, width, alike,
-                        ALONG_ROWS, COMPUTE,
-                    )  # fmt: skip
-                if beta is not None:
-                    u = u + parameter(
-                        beta, owner, b, across, end, rows, bundled, width, alike,
-                        ALONG_ROWS, COMPUTE,
-                    )  # fmt: skip
-                u = activate(u, ACTIVATION)
-                tl.store(y + place, u.to(y.dtype.element_ty), mask=inside)
+
+@triton.jit
+def store_statistics(pointer, group, mask, mean, rest, variance):
+    """Write the three numbers of each group."""
+    tl.store(pointer + group * 3, mean, mask=mask)
+    tl.store(pointer + group * 3 + 1, rest, mask=mask)
+    tl.store(pointer + group * 3 + 2, variance, mask=mask)
+
+
+@triton.jit
+def _write(
+    x, gamma, beta, y, residual, total, mean, rest, rstd, owner, start, end, bundle,
+    rows, bundled, width, alike,
+    CENTERED: tl.constexpr, ACTIVATION: tl.constexpr, ALONG_ROWS: tl.constexpr,
+    GROUPS: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr,
+    EXACT: tl.constexpr, WIDE: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """y of a chunk, and the sum with the residual."""
+    for row in range(start, end, HEIGHT):
+        for column in range(0, width, WIDTH):
+            place, inside, b, across = tile(
+                row, column, end, bundled, width, bundle, GROUPS, WIDTH, HEIGHT, EXACT, WIDE
+            )
+            u = read(x, residual, place, inside, COMPUTE)
+            if total is not None:
+                tl.store(total + place, u.to(total.dtype.element_ty), mask=inside)
+            if CENTERED:
+                u = (u - mean[None, :]) - rest[None, :]
+            u = u * rstd[None, :]
+            if gamma is not None:
+                u = u * parameter(
+                    gamma, owner, b, across, end, rows, bundled, width, alike,
+                    ALONG_ROWS, COMPUTE,
+                )  # fmt: skip
+            if beta is not None:
+                u = u + parameter(
+                    beta, owner, b, across, end, rows, bundled, width, alike,
+                    ALONG_ROWS, COMPUTE,
+                )  # fmt: skip
+            u = activate(u, ACTIVATION)
+            tl.store(y + place, u.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def looped_forward(
+    x, gamma, beta, y, statistics, residual, total,
+    rows, bundled, width, chunk, alike, every, sets,
+    EPSILON: tl.constexpr, CENTERED: tl.constexpr, ACTIVATION: tl.constexpr,
+    ALONG_ROWS: tl.constexpr,
+    GROUPS: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr,
+    EXACT: tl.constexpr, WIDE: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """A program has GROUPS neighbouring groups, whole: the chunk is all of the rows."""
+    bundle, _, outer, start, end, group, exists = chunk_of(rows, bundled, chunk, GROUPS, WIDTH)
+    begin = outer.to(tl.int64) * rows * bundled * width
+    x += begin
+    y += begin
+    if residual is not None:
+        residual += begin
+        total += begin
+    mean, rest, variance = _chunk_statistics(
+        x, residual, start, end, bundled, width, bundle,
+        CENTERED, GROUPS, WIDTH, HEIGHT, EXACT, WIDE, COMPUTE,
+    )  # fmt: skip
+    if statistics is not None:
+        lead = leading(exists, GROUPS, WIDTH)
+        place = outer.to(tl.int64) * bundled + group
+        store_statistics(statistics, place, lead, mean, rest, variance)
+    _write(
+        x, gamma, beta, y, residual, total, mean, rest, inverse_deviation(variance, EPSILON),
+        (outer // every) % sets, start, end, bundle, rows, bundled, width, alike,
+        CENTERED, ACTIVATION, ALONG_ROWS, GROUPS, WIDTH, HEIGHT, EXACT, WIDE, COMPUTE,
+    )  # fmt: skip
+
+
+@triton.jit
+def chunk_statistics(
+    x, parts,
+    rows, bundled, width, chunk,
+    CENTERED: tl.constexpr,
+    GROUPS: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr,
+    EXACT: tl.constexpr, WIDE: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """A program has a chunk of GROUPS groups, and leaves its pivot, rest and variance: `parts` is
+    (outer, chunks, groups, 3).
+    """
+    bundle, piece, outer, start, end, group, exists = chunk_of(rows, bundled, chunk, GROUPS, WIDTH)
+    begin = outer.to(tl.int64) * rows * bundled * width
+    mean, rest, variance = _chunk_statistics(
+        x + begin, None, start, end, bundled, width, bundle,
+        CENTERED, GROUPS, WIDTH, HEIGHT, EXACT, WIDE, COMPUTE,
+    )  # fmt: skip
+    lead = leading(exists, GROUPS, WIDTH)
+    store_statistics(parts, piece.to(tl.int64) * bundled + group, lead, mean, rest, variance)
+
+
+@triton.jit
+def combine_statistics(
+    parts, statistics,
+    rows, bundled, chunk,
+    CENTERED: tl.constexpr, GROUPS: tl.constexpr, PADDED: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """A program combines the chunks of GROUPS groups: PADDED is at least their number."""
+    bundles, chunks = tl.cdiv(bundled, GROUPS), tl.cdiv(rows, chunk)
+    bundle, outer = tl.program_id(0) % bundles, tl.program_id(0) // bundles
+    group = bundle * GROUPS + tl.arange(0, GROUPS)
+    exists = group < bundled
+    index = tl.arange(0, PADDED)
+    of = ((outer.to(tl.int64) * chunks + index[:, None]) * bundled + group[None, :]) * 3
+    there = (index < chunks)[:, None] & exists[None, :]
+    size = tl.minimum(index * chunk + chunk, rows) - index * chunk
+    weight = tl.where(index < chunks, size.to(COMPUTE), 0.0) / rows
+    mean = tl.zeros([GROUPS], COMPUTE)
+    rest = tl.zeros([GROUPS], COMPUTE)
+    variance = tl.load(parts + of + 2, mask=there, other=0.0)
+    if CENTERED:
+        # The first chunk's pivot stands for all.
+        lead = outer.to(tl.int64) * chunks * bundled + group
+        mean = tl.load(parts + lead * 3, mask=exists, other=0.0)
+        off = tl.load(parts + of, mask=there, other=0.0) - mean[None, :]
+        off += tl.load(parts + of + 1, mask=there, other=0.0)
+        rest = tl.sum(weight[:, None] * off, 0)
+        off = (off - rest[None, :]) * tl.sqrt(weight)[:, None]
+        variance = tl.sum(weight[:, None] * variance + off * off, 0)
+    else:
+        variance = tl.sum(weight[:, None] * variance, 0)
+    store_statistics(statistics, outer.to(tl.int64) * bundled + group, exists, mean, rest, variance)
+
+
+@triton.jit
+def looped_apply(
+    x, gamma, beta, statistics, y,
+    rows, bundled, width, chunk, alike, every, sets,
+    EPSILON: tl.constexpr, CENTERED: tl.constexpr, ACTIVATION: tl.constexpr,
+    ALONG_ROWS: tl.constexpr,
+    GROUPS: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr,
+    EXACT: tl.constexpr, WIDE: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """A program has a chunk of GROUPS groups, whose statistics are given."""
+    bundle, _, outer, start, end, group, exists = chunk_of(rows, bundled, chunk, GROUPS, WIDTH)
+    begin = outer.to(tl.int64) * rows * bundled * width
+    at = (outer.to(tl.int64) * bundled + group) * 3
+    mean = tl.load(statistics + at, mask=exists, other=0.0)
+    rest = tl.load(statistics + at + 1, mask=exists, other=0.0)
+    variance = tl.load(statistics + at + 2, mask=exists, other=0.0)
+    _write(
+        x + begin, gamma, beta, y + begin, None, None,
+        mean, rest, inverse_deviation(variance, EPSILON),
+        (outer // every) % sets, start, end, bundle, rows, bundled, width, alike,
+        CENTERED, ACTIVATION, ALONG_ROWS, GROUPS, WIDTH, HEIGHT, EXACT, WIDE, COMPUTE,
+    )  # fmt: skip

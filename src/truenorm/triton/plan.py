@@ -1,7 +1,8 @@
 """How the kernels for GPUs read one call: which of them, the sizes, and what a program takes.
 
-A plan follows from the call, the sizes and the dtype alone, not from the device, the number of
-samples or a timing: so a sample has the same bits alone and in a batch, and from run to run.
+A plan follows from the call, the sizes and the dtype alone, not from the device or a timing: so the
+bits are the same from run to run. Nor does it follow from the number of samples, where these do not
+share statistics: a sample has the same bits alone and in a batch.
 """
 
 import dataclasses
@@ -33,6 +34,9 @@ FEW = 16
 SPLIT_ABOVE = 1 << 18
 SPLIT_TO = 1 << 15
 MOST_CHUNKS = 64
+# Where samples share statistics there is one batch: bundles of 32 to 64 channels on 264 to 1056
+# programs were the best, with a tile or more for each.
+BATCH_PROGRAMS = 528
 LARGEST = 2**31 - 1 - 2 * TILE  # what 32 bits count, with the tiles beyond an end
 # Programs that walk over the groups and keep what they add to the gradients of gamma and beta: two
 # for each multiprocessor of an H100. The same on every device, as the order of the sums is.
@@ -85,6 +89,7 @@ class Looped:
 
     Attributes:
         alike: neighbours along the last two axes that share gamma and beta.
+        batch: the samples share statistics, and outer is 1.
         chunks: parts in which the rows of a sample are summed by different programs.
         chunk: rows in each but the last.
     """
@@ -96,6 +101,7 @@ class Looped:
     along_rows: bool
     owner: Owner
     alike: int = 1
+    batch: bool = False
     chunks: int = 1
     chunk: int = 0
 
@@ -115,6 +121,11 @@ class Looped:
         return self.rows * self.width
 
     @property
+    def uniform(self) -> bool:
+        """Whether gamma and beta are one number for each group."""
+        return not self.along_rows and self.alike % self.width == 0
+
+    @property
     def padded_width(self) -> int:
         """The width of a tile for one group."""
         return min(power(self.width), TILE)
@@ -122,7 +133,7 @@ class Looped:
     @property
     def bundle(self) -> int:
         """Groups that a program takes at once."""
-        singles = self.width == 1 and not self.along_rows
+        singles = self.width == 1 and not self.along_rows and not self.batch
         most = BUNDLE_OF_SINGLES if singles else BUNDLE
         return min(power(self.bundled), max(most // self.padded_width, 1))
 
@@ -135,12 +146,12 @@ class Looped:
 Plan = Held | Looped
 
 
-def make(call: Call, shape: Sequence[int]) -> Plan | str:
+def make(call: Call, shape: Sequence[int], halves: bool = False) -> Plan | str:
     """The plan for a contiguous x of this shape, or why the kernels do not compute the call.
 
-    The view must not be transposed.
+    The view must not be transposed. The halves of a call are read in tiles, whatever its groups.
     """
-    found = _read(call, shape)
+    found = _read(call, shape, halves)
     if not isinstance(found, str) and max(found.groups, found.count) > LARGEST:
         return (
             f"x has {found.groups} groups of {found.count} elements; the GPU kernels count up to "
@@ -149,12 +160,14 @@ def make(call: Call, shape: Sequence[int]) -> Plan | str:
     return found
 
 
-def _read(call: Call, shape: Sequence[int]) -> Plan | str:
+def _read(call: Call, shape: Sequence[int], halves: bool) -> Plan | str:
     view = call.view
     k0, r0, k1, r1 = (_blocks(view, run, shape) for run in view.runs)
     if not r0 or not k1:  # no run of kept axes parts the reduced ones: groups are contiguous
-        return _rows(_join(k0, k1), _join(r0, r1), HELD_ROW // (2 if call.activation else 1))
-    return _columns(k0, r0, k1, r1)
+        most = HELD_ROW // (2 if call.activation else 1)
+        return _rows(_join(k0, k1), _join(r0, r1), 0 if halves else most)
+    batch = not view.runs[0]  # axes of size one among the kept ones are there
+    return _columns(k0, r0, k1, r1, 0 if halves else HELD_COLUMN, batch)
 
 
 class _Block(NamedTuple):
@@ -213,7 +226,14 @@ def _rows(kept: list[_Block], reduced: list[_Block], most: int) -> Plan | str:
     return _split(Looped(groups, varying, 1, alike, True, owner))
 
 
-def _columns(k0: list[_Block], r0: list[_Block], k1: list[_Block], r1: list[_Block]) -> Plan | str:
+def _columns(
+    k0: list[_Block],
+    r0: list[_Block],
+    k1: list[_Block],
+    r1: list[_Block],
+    most: int,
+    batch: bool,
+) -> Plan | str:
     owner = _owner(k0)
     inner = _join(k1, r1)
     alike = inner.pop().size if len(inner) > 1 and inner[0].varies else 1
@@ -222,14 +242,14 @@ def _columns(k0: list[_Block], r0: list[_Block], k1: list[_Block], r1: list[_Blo
     outer = product(one.size for one in k0)
     rows, bundled = r0[0].size, product(one.size for one in k1)
     width = product(one.size for one in r1)
-    if not r1 and not inner[0].varies and power(rows) <= HELD_COLUMN:
+    if not r1 and not inner[0].varies and power(rows) <= most:
         varying, alike = (rows, 1) if r0[0].varies else (1, rows)
         return Held(outer, bundled, varying, alike, False, owner)
-    if width > TILE:
+    if width > TILE and alike % width:
         return f"the last reduced axes have {width} elements; the GPU kernels take {TILE}"
     if not inner[0].varies and not r0[0].varies and owner.sets > 1:
         return _SCATTERED
-    return _split(Looped(outer, rows, bundled, width, r0[0].varies, owner, alike))
+    return _split(Looped(outer, rows, bundled, width, r0[0].varies, owner, alike, batch))
 
 
 def _split(plan: Looped) -> Looped:
@@ -238,7 +258,9 @@ def _split(plan: Looped) -> Looped:
         return plan
     slab = plan.rows * plan.width * plan.bundle
     chunks = 1
-    if plan.bundles < FEW and slab >= SPLIT_ABOVE:
+    if plan.batch:
+        chunks = max(min(-(-BATCH_PROGRAMS // plan.bundles), slab // TILE, plan.rows), 1)
+    elif plan.bundles < FEW and slab >= SPLIT_ABOVE:
         chunks = min(-(-MOST_CHUNKS // plan.bundles), slab // SPLIT_TO, plan.rows)
     chunk = -(-plan.rows // chunks)
     return dataclasses.replace(plan, chunks=-(-plan.rows // chunk), chunk=chunk)

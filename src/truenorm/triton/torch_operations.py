@@ -18,7 +18,7 @@ from truenorm.core.call import Call
 from truenorm.native.recipe import call_of, factors_of
 from truenorm.native.torch_autograd import plain, plain_gradient, twice
 from truenorm.triton import Plan, launch
-from truenorm.triton.plan import Held, make
+from truenorm.triton.plan import make
 
 
 def normalize(
@@ -91,12 +91,14 @@ def _again(call: Call, x: Any, gamma: Any, beta: Any, dy: Any) -> Any:
 # --- the operations
 
 
-def _launches(call: Call, x: Tensor, gamma: Tensor | None, beta: Tensor | None) -> launch.Launches:
-    refusal = make(call, x.shape)
+def _launches(
+    call: Call, x: Tensor, gamma: Tensor | None, beta: Tensor | None, halves: bool = False
+) -> launch.Launches:
+    refusal = make(call, x.shape, halves)
     if isinstance(refusal, str):  # sizes that torch.compile left open, and has not asked for
         raise NotImplementedError(f"{refusal}. Pass implementation='plain'.")
     double, parameters = x.dtype is torch.float64, gamma is not None or beta is not None
-    return launch.make(call, tuple(map(int, x.shape)), double, parameters)
+    return launch.make(call, tuple(map(int, x.shape)), double, parameters, halves)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -111,11 +113,14 @@ def _start(one: launch.Launch, *operands: Any) -> None:
     )
 
 
-def _parts(launches: launch.Launches, numbers: int, like: Tensor) -> tuple[Tensor | None, ...]:
-    """What the launches of a split sample hand on, where the kernel has a place for it."""
-    if isinstance(launches.plan, Held):
-        return ()
-    return (like.new_empty((launches.parts, numbers)) if launches.parts else None,)
+def _sums(split: launch.Split, result: Tensor, *operands: Any, more: Any = ()) -> None:
+    """The first two launches of a pass, which leave in `result` what they sum for each group."""
+    parts = result
+    if split.combine is not None:
+        parts = result.new_empty((split.parts, result.shape[1]))
+    _start(split.sums, *operands, parts, *more)
+    if split.combine is not None:
+        _start(split.combine, parts, result)
 
 
 def _forward(
@@ -129,18 +134,22 @@ def _forward(
     centered: bool,
     activation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y, the statistics of each group (pivot, rest, 1 / deviation), and x + residual or nothing."""
+    """y, the statistics of each group (mean, rest, variance), and x + residual or nothing."""
     options = code, groups, epsilon, centered, activation
     if any(type(size) is not int for size in x.shape):
         return torch.ops.truenorm.gpu_forward_any(x, gamma, beta, residual, *options)  # type: ignore[no-any-return]
     call = _call(*options)
     y, statistics, total = _forward_shapes(x, gamma, beta, residual, *options)
     if x.numel():
-        launches = _launches(call, x, gamma, beta)
-        parts = _parts(launches, 3, statistics)
-        written = None if residual is None else total
-        for one in launches.forward:
-            _start(one, x, gamma, beta, *parts, y, statistics, residual, written)
+        forward = _launches(call, x, gamma, beta).forward
+        if isinstance(forward, launch.Split):
+            if residual is not None:
+                x = total = x + residual  # each would read both: this moves no more
+            _sums(forward, statistics, x)
+            _start(forward.apply, x, gamma, beta, statistics, y)
+        else:
+            written = None if residual is None else total
+            _start(forward, x, gamma, beta, y, statistics, residual, written)
     return y, statistics, total
 
 
@@ -172,20 +181,27 @@ def _backward(
             dgamma, dbeta = torch.zeros_like(like), torch.zeros_like(like)
         return dx, dgamma, dbeta
     launches = _launches(call, x, gamma, beta)
+    read = x, gamma, beta, dy, statistics
     left: tuple[Any, Any] = (None, None)
-    if like is not None:
+    if like is not None and not launches.sums_are_shares:
         left = tuple(statistics.new_empty(launches.shares) for _ in range(2))
-    parts = _parts(launches, 2, statistics)
     inside = (None, None) if launches.columns is not None else left
-    for one in launches.backward:
-        _start(one, x, gamma, beta, dy, statistics, *parts, dx, *inside, dtotal)
+    backward = launches.backward
+    if isinstance(backward, launch.Split):
+        sums = statistics.new_empty((statistics.shape[0], 2))
+        _sums(backward, sums, *read, more=inside)
+        _start(backward.apply, *read, sums, dx, dtotal)
+        if launches.sums_are_shares:
+            left = tuple(sums[:, i].reshape(launches.shares) for i in (1, 0))
+    else:
+        _start(backward, *read, dx, *inside, dtotal)
     if launches.columns is not None and like is not None:
-        _start(launches.columns, x, gamma, beta, dy, statistics, *left)
+        _start(launches.columns, *read, *left)
     if like is not None:
         before, _, after, _, alike = launches.shares
         if before * after * alike > 1:
             left = tuple(one.sum((0, 2, 4)) for one in left)
-        dgamma, dbeta = (one.view(like.shape).to(like.dtype) for one in left)
+        dgamma, dbeta = (one.reshape(like.shape).to(like.dtype) for one in left)
     return dx, dgamma, dbeta
 
 
