@@ -28,7 +28,7 @@ def held_sum(
 @triton.jit
 def looped_sum(
     x, gamma, beta, residual, y, statistics, total,
-    rows, bundled, width, chunk, alike, every, sets,
+    rows, bundled, width, chunk, stretch, alike, every, sets,
     EPSILON: tl.constexpr, CENTERED: tl.constexpr, ACTIVATION: tl.constexpr,
     ALONG_ROWS: tl.constexpr,
     GROUPS: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr,
@@ -37,7 +37,7 @@ def looped_sum(
     """`looped_forward` of x + residual."""
     looped_forward.looped_forward(
         x, gamma, beta, y, statistics, residual, total,
-        rows, bundled, width, chunk, alike, every, sets,
+        rows, bundled, width, chunk, stretch, alike, every, sets,
         EPSILON, CENTERED, ACTIVATION, ALONG_ROWS,
         GROUPS, WIDTH, HEIGHT, EXACT, WIDE, COMPUTE,
     )  # fmt: skip

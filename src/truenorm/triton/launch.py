@@ -34,7 +34,7 @@ class Launch(NamedTuple):
 
 
 class Split(NamedTuple):
-    """The launches of one pass over samples whose rows are cut into chunks.
+    """The launches of one pass over samples that are cut into chunks.
 
     Attributes:
         sums: leaves some numbers of each chunk, or of each group where there is one chunk.
@@ -153,7 +153,7 @@ def _looped(call: Call, how: Looped, double: bool, halves: bool) -> Launches:
     sample = how.rows * how.bundled * how.width
     numbers |= {
         "rows": how.rows, "bundled": how.bundled, "width": how.width, "chunk": how.chunk,
-        "alike": how.alike,
+        "stretch": how.stretch, "alike": how.alike,
     }  # fmt: skip
     constants |= {
         "ALONG_ROWS": how.along_rows, "GROUPS": groups, "WIDTH": width,

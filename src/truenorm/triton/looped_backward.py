@@ -1,7 +1,7 @@
 """The backward kernels for groups that are read in tiles.
 
-As forward: one kernel for whole groups, and three where the rows are cut into chunks. What the
-chunks leave are the sums of w and of w * xhat, where w is gamma * dy; or dy alone where gamma is
+As forward: one kernel for whole groups, and three where these are cut into chunks. What the chunks
+leave are the sums of w and of w * xhat, where w is gamma * dy; or dy alone where gamma is
 one number for each group (UNIFORM), so that these are the gradients of beta and gamma too.
 """
 
@@ -24,8 +24,8 @@ def _given(statistics, outer, bundled, group, exists, EPSILON: tl.constexpr):
 
 @triton.jit
 def _chunk_sums(
-    x, gamma, beta, dy, dgamma, dbeta, mean, rest, rstd, owner, start, end, bundle, piece, outer,
-    group, exists, rows, bundled, width, alike,
+    x, gamma, beta, dy, dgamma, dbeta, mean, rest, rstd, owner, start, end, left, right, bundle,
+    piece, outer, group, exists, rows, bundled, width, alike,
     CENTERED: tl.constexpr, ACTIVATION: tl.constexpr,
     ALONG_ROWS: tl.constexpr, UNIFORM: tl.constexpr,
     GROUPS: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr,
@@ -42,7 +42,7 @@ def _chunk_sums(
         if ALONG_ROWS:
             row_first = tl.zeros([HEIGHT, GROUPS * WIDTH], COMPUTE)
             row_second = tl.zeros([HEIGHT, GROUPS * WIDTH], COMPUTE)
-        for column in range(0, width, WIDTH):
+        for column in range(left, right, WIDTH):
             g, xhat, _, _, _ = _looped_pair(
                 x, gamma, beta, dy, mean, rest, rstd, owner, row, column, end,
                 rows, bundled, width, alike, bundle, CENTERED, ACTIVATION, ALONG_ROWS,
@@ -90,8 +90,8 @@ def _chunk_sums(
 
 @triton.jit
 def _write(
-    x, gamma, beta, dy, dx, dtotal, mean, rest, rstd, first, second, owner, start, end, bundle,
-    rows, bundled, width, alike,
+    x, gamma, beta, dy, dx, dtotal, mean, rest, rstd, first, second, owner, start, end, left, right,
+    bundle, rows, bundled, width, alike,
     CENTERED: tl.constexpr, ACTIVATION: tl.constexpr,
     ALONG_ROWS: tl.constexpr, UNIFORM: tl.constexpr,
     GROUPS: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr,
@@ -102,7 +102,7 @@ def _write(
     first *= share
     second *= share
     for row in range(start, end, HEIGHT):
-        for column in range(0, width, WIDTH):
+        for column in range(left, right, WIDTH):
             g, xhat, place, inside, scale = _looped_pair(
                 x, gamma, beta, dy, mean, rest, rstd, owner, row, column, end,
                 rows, bundled, width, alike, bundle, CENTERED, ACTIVATION, ALONG_ROWS,
@@ -123,7 +123,7 @@ def _write(
 @triton.jit
 def looped_backward(
     x, gamma, beta, dy, statistics, dx, dgamma, dbeta, dtotal,
-    rows, bundled, width, chunk, alike, every, sets,
+    rows, bundled, width, chunk, stretch, alike, every, sets,
     EPSILON: tl.constexpr, CENTERED: tl.constexpr, ACTIVATION: tl.constexpr,
     ALONG_ROWS: tl.constexpr, UNIFORM: tl.constexpr,
     GROUPS: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr,
@@ -132,7 +132,9 @@ def looped_backward(
     """A program has GROUPS neighbouring groups, whole. What is added to the gradients of gamma and
     beta is left as in `_chunk_sums`, and if UNIFORM (outer, groups).
     """
-    bundle, piece, outer, start, end, group, exists = chunk_of(rows, bundled, chunk, GROUPS, WIDTH)
+    bundle, piece, outer, start, end, left, right, group, exists = chunk_of(
+        rows, bundled, width, chunk, stretch, GROUPS, WIDTH
+    )
     begin = outer.to(tl.int64) * rows * bundled * width
     x += begin
     dy += begin
@@ -142,8 +144,8 @@ def looped_backward(
     mean, rest, rstd = _given(statistics, outer, bundled, group, exists, EPSILON)
     owner = (outer // every) % sets
     first, second = _chunk_sums(
-        x, gamma, beta, dy, dgamma, dbeta, mean, rest, rstd, owner, start, end, bundle, piece,
-        outer, group, exists, rows, bundled, width, alike, CENTERED, ACTIVATION,
+        x, gamma, beta, dy, dgamma, dbeta, mean, rest, rstd, owner, start, end, left, right, bundle,
+        piece, outer, group, exists, rows, bundled, width, alike, CENTERED, ACTIVATION,
         ALONG_ROWS, UNIFORM, GROUPS, WIDTH, HEIGHT, EXACT, WIDE, COMPUTE,
     )  # fmt: skip
     if UNIFORM and dgamma is not None:
@@ -152,8 +154,8 @@ def looped_backward(
         tl.store(dgamma + at, second, mask=lead)
         tl.store(dbeta + at, first, mask=lead)
     _write(
-        x, gamma, beta, dy, dx, dtotal, mean, rest, rstd, first, second, owner, start, end,
-        bundle, rows, bundled, width, alike, CENTERED, ACTIVATION,
+        x, gamma, beta, dy, dx, dtotal, mean, rest, rstd, first, second, owner, start, end, left,
+        right, bundle, rows, bundled, width, alike, CENTERED, ACTIVATION,
         ALONG_ROWS, UNIFORM, GROUPS, WIDTH, HEIGHT, EXACT, WIDE, COMPUTE,
     )  # fmt: skip
 
@@ -161,7 +163,7 @@ def looped_backward(
 @triton.jit
 def chunk_sums(
     x, gamma, beta, dy, statistics, parts, dgamma, dbeta,
-    rows, bundled, width, chunk, alike, every, sets,
+    rows, bundled, width, chunk, stretch, alike, every, sets,
     EPSILON: tl.constexpr, CENTERED: tl.constexpr, ACTIVATION: tl.constexpr,
     ALONG_ROWS: tl.constexpr, UNIFORM: tl.constexpr,
     GROUPS: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr,
@@ -170,13 +172,15 @@ def chunk_sums(
     """A program has a chunk of GROUPS groups, and leaves its two sums: `parts` is
     (outer, chunks, groups, 2).
     """
-    bundle, piece, outer, start, end, group, exists = chunk_of(rows, bundled, chunk, GROUPS, WIDTH)
+    bundle, piece, outer, start, end, left, right, group, exists = chunk_of(
+        rows, bundled, width, chunk, stretch, GROUPS, WIDTH
+    )
     begin = outer.to(tl.int64) * rows * bundled * width
     mean, rest, rstd = _given(statistics, outer, bundled, group, exists, EPSILON)
     first, second = _chunk_sums(
         x + begin, gamma, beta, dy + begin, dgamma, dbeta, mean, rest, rstd,
-        (outer // every) % sets, start, end, bundle, piece,
-        outer, group, exists, rows, bundled, width, alike, CENTERED, ACTIVATION,
+        (outer // every) % sets, start, end, left, right, bundle, piece, outer,
+        group, exists, rows, bundled, width, alike, CENTERED, ACTIVATION,
         ALONG_ROWS, UNIFORM, GROUPS, WIDTH, HEIGHT, EXACT, WIDE, COMPUTE,
     )  # fmt: skip
     lead = leading(exists, GROUPS, WIDTH)
@@ -188,11 +192,12 @@ def chunk_sums(
 @triton.jit
 def combine_sums(
     parts, sums,
-    rows, bundled, chunk,
+    rows, bundled, width, chunk, stretch,
     GROUPS: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """A program adds up the chunks of GROUPS groups: `sums` is (outer, groups, 2)."""
-    bundles, chunks = tl.cdiv(bundled, GROUPS), tl.cdiv(rows, chunk)
+    bundles = tl.cdiv(bundled, GROUPS)
+    chunks = tl.cdiv(rows, chunk) * tl.cdiv(width, stretch)
     bundle, outer = tl.program_id(0) % bundles, tl.program_id(0) // bundles
     group = bundle * GROUPS + tl.arange(0, GROUPS)
     exists = group < bundled
@@ -209,14 +214,16 @@ def combine_sums(
 @triton.jit
 def looped_gradient(
     x, gamma, beta, dy, statistics, sums, dx, dtotal,
-    rows, bundled, width, chunk, alike, every, sets,
+    rows, bundled, width, chunk, stretch, alike, every, sets,
     EPSILON: tl.constexpr, CENTERED: tl.constexpr, ACTIVATION: tl.constexpr,
     ALONG_ROWS: tl.constexpr, UNIFORM: tl.constexpr,
     GROUPS: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr,
     EXACT: tl.constexpr, WIDE: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """A program has a chunk of GROUPS groups, whose sums are given."""
-    bundle, _, outer, start, end, group, exists = chunk_of(rows, bundled, chunk, GROUPS, WIDTH)
+    bundle, _, outer, start, end, left, right, group, exists = chunk_of(
+        rows, bundled, width, chunk, stretch, GROUPS, WIDTH
+    )
     begin = outer.to(tl.int64) * rows * bundled * width
     if dtotal is not None:
         dtotal += begin
@@ -226,7 +233,7 @@ def looped_gradient(
     second = tl.load(sums + at + 1, mask=exists, other=0.0)
     _write(
         x + begin, gamma, beta, dy + begin, dx + begin, dtotal, mean, rest, rstd, first, second,
-        (outer // every) % sets, start, end, bundle, rows, bundled, width, alike,
+        (outer // every) % sets, start, end, left, right, bundle, rows, bundled, width, alike,
         CENTERED, ACTIVATION,
         ALONG_ROWS, UNIFORM, GROUPS, WIDTH, HEIGHT, EXACT, WIDE, COMPUTE,
     )  # fmt: skip

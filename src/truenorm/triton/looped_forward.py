@@ -1,8 +1,7 @@
 """The forward kernels for groups that are read in tiles; what the backward ones have too.
 
-One kernel computes whole groups. Where the rows are cut into chunks there are three: the statistics
-of the chunks, their combination, and its application. The last is also what applies statistics that
-are given.
+One kernel computes whole groups. Where these are cut into chunks there are three: the statistics of
+the chunks, their combination, and its application. The last also applies statistics that are given.
 """
 
 import triton
@@ -20,16 +19,19 @@ def group_sums(t, GROUPS: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def chunk_of(rows, bundled, chunk, GROUPS: tl.constexpr, WIDTH: tl.constexpr):
-    """What a program has: its bundle of groups, its chunk, which of all chunks that is, and the
-    sample; the first row and the one after the last; the group of each column, and which exist.
+def chunk_of(
+    rows, bundled, width, chunk, stretch, GROUPS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """What a program has: its bundle of groups, which of all chunks, and of which sample; the rows
+    and the columns of the chunk, the first and the one after the last; the group of each column of
+    a tile, and which exist.
     """
-    bundles, chunks = tl.cdiv(bundled, GROUPS), tl.cdiv(rows, chunk)
+    bundles, down, across = tl.cdiv(bundled, GROUPS), tl.cdiv(rows, chunk), tl.cdiv(width, stretch)
     bundle, piece = tl.program_id(0) % bundles, tl.program_id(0) // bundles
-    start = piece % chunks * chunk
-    end = tl.minimum(start + chunk, rows)
+    start, left = piece % down * chunk, piece // down % across * stretch
+    end, right = tl.minimum(start + chunk, rows), tl.minimum(left + stretch, width)
     group = bundle * GROUPS + tl.arange(0, GROUPS * WIDTH) // WIDTH
-    return bundle, piece, piece // chunks, start, end, group, group < bundled
+    return bundle, piece, piece // (down * across), start, end, left, right, group, group < bundled
 
 
 @triton.jit
@@ -52,7 +54,8 @@ def tile(
     b = row + tl.arange(0, HEIGHT)
     i = tl.arange(0, GROUPS * WIDTH)
     if EXACT:
-        across = bundle * (GROUPS * width) + column + i
+        # With several groups the tile spans their width, and a constant tells how they are aligned.
+        across = bundle * (GROUPS * WIDTH) + i if GROUPS > 1 else bundle * width + column + i
         inside = (b < end)[:, None] & (i >= 0)[None, :]
     else:
         group = bundle * GROUPS + i // WIDTH
@@ -84,7 +87,7 @@ def parameter(
 
 @triton.jit
 def _looped_sums(
-    x, residual, pivot, root, start, end, bundled, width, bundle,
+    x, residual, pivot, root, start, end, left, right, bundled, width, bundle,
     CENTERED: tl.constexpr,
     GROUPS: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr,
     EXACT: tl.constexpr, WIDE: tl.constexpr, COMPUTE: tl.constexpr,
@@ -93,7 +96,7 @@ def _looped_sums(
     first = tl.zeros([HEIGHT, GROUPS * WIDTH], COMPUTE)
     second = tl.zeros([HEIGHT, GROUPS * WIDTH], COMPUTE)
     for row in range(start, end, 2 * HEIGHT):
-        for column in range(0, width, WIDTH):
+        for column in range(left, right, WIDTH):
             # Two tiles in flight, one in the sums: more of either and registers spill.
             place, inside, _, _ = tile(
                 row, column, end, bundled, width, bundle, GROUPS, WIDTH, HEIGHT, EXACT, WIDE
@@ -119,7 +122,7 @@ def _looped_sums(
 
 @triton.jit
 def _chunk_statistics(
-    x, residual, start, end, bundled, width, bundle,
+    x, residual, start, end, left, right, bundled, width, bundle,
     CENTERED: tl.constexpr,
     GROUPS: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr,
     EXACT: tl.constexpr, WIDE: tl.constexpr, COMPUTE: tl.constexpr,
@@ -127,19 +130,19 @@ def _chunk_statistics(
     """The pivot, the rest and the variance of a chunk, for each column that of its group."""
     pivot = tl.zeros([GROUPS * WIDTH], COMPUTE)
     rest = tl.zeros([GROUPS * WIDTH], COMPUTE)
-    share = tl.full([], 1.0, COMPUTE) / (end - start) / width
+    share = tl.full([], 1.0, COMPUTE) / (end - start) / (right - left)
     if CENTERED:
         place, inside, _, _ = tile(
-            start, 0, end, bundled, width, bundle, GROUPS, WIDTH, HEIGHT, EXACT, WIDE
+            start, left, end, bundled, width, bundle, GROUPS, WIDTH, HEIGHT, EXACT, WIDE
         )
         z = read(x, residual, place, inside, COMPUTE)
-        seen = tl.minimum(end - start, HEIGHT) * tl.minimum(width, WIDTH)
+        seen = tl.minimum(end - start, HEIGHT) * tl.minimum(right - left, WIDTH)
         pivot = group_sums(tl.sum(z, 0), GROUPS, WIDTH) / seen.to(COMPUTE)
     variance = tl.zeros([GROUPS * WIDTH], COMPUTE)
     passes = 2 if CENTERED else 1
     while passes > 0:
         first, variance = _looped_sums(
-            x, residual, pivot, tl.sqrt(share), start, end, bundled, width, bundle,
+            x, residual, pivot, tl.sqrt(share), start, end, left, right, bundled, width, bundle,
             CENTERED, GROUPS, WIDTH, HEIGHT, EXACT, WIDE, COMPUTE,
         )  # fmt: skip
         passes -= 1
@@ -164,7 +167,7 @@ def store_statistics(pointer, group, mask, mean, rest, variance):
 
 @triton.jit
 def _write(
-    x, gamma, beta, y, residual, total, mean, rest, rstd, owner, start, end, bundle,
+    x, gamma, beta, y, residual, total, mean, rest, rstd, owner, start, end, left, right, bundle,
     rows, bundled, width, alike,
     CENTERED: tl.constexpr, ACTIVATION: tl.constexpr, ALONG_ROWS: tl.constexpr,
     GROUPS: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr,
@@ -172,7 +175,7 @@ def _write(
 ):  # fmt: skip
     """y of a chunk, and the sum with the residual."""
     for row in range(start, end, HEIGHT):
-        for column in range(0, width, WIDTH):
+        for column in range(left, right, WIDTH):
             place, inside, b, across = tile(
                 row, column, end, bundled, width, bundle, GROUPS, WIDTH, HEIGHT, EXACT, WIDE
             )
@@ -199,22 +202,23 @@ def _write(
 @triton.jit
 def looped_forward(
     x, gamma, beta, y, statistics, residual, total,
-    rows, bundled, width, chunk, alike, every, sets,
+    rows, bundled, width, chunk, stretch, alike, every, sets,
     EPSILON: tl.constexpr, CENTERED: tl.constexpr, ACTIVATION: tl.constexpr,
     ALONG_ROWS: tl.constexpr,
     GROUPS: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr,
     EXACT: tl.constexpr, WIDE: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
-    """A program has GROUPS neighbouring groups, whole: the chunk is all of the rows."""
-    bundle, _, outer, start, end, group, exists = chunk_of(rows, bundled, chunk, GROUPS, WIDTH)
+    """A program has GROUPS neighbouring groups, whole: there is one chunk."""
+    bundle, _, outer, start, end, left, right, group, exists = chunk_of(
+        rows, bundled, width, chunk, stretch, GROUPS, WIDTH
+    )
     begin = outer.to(tl.int64) * rows * bundled * width
     x += begin
-    y += begin
     if residual is not None:
         residual += begin
         total += begin
     mean, rest, variance = _chunk_statistics(
-        x, residual, start, end, bundled, width, bundle,
+        x, residual, start, end, left, right, bundled, width, bundle,
         CENTERED, GROUPS, WIDTH, HEIGHT, EXACT, WIDE, COMPUTE,
     )  # fmt: skip
     if statistics is not None:
@@ -222,8 +226,9 @@ def looped_forward(
         place = outer.to(tl.int64) * bundled + group
         store_statistics(statistics, place, lead, mean, rest, variance)
     _write(
-        x, gamma, beta, y, residual, total, mean, rest, inverse_deviation(variance, EPSILON),
-        (outer // every) % sets, start, end, bundle, rows, bundled, width, alike,
+        x, gamma, beta, y + begin, residual, total,
+        mean, rest, inverse_deviation(variance, EPSILON),
+        (outer // every) % sets, start, end, left, right, bundle, rows, bundled, width, alike,
         CENTERED, ACTIVATION, ALONG_ROWS, GROUPS, WIDTH, HEIGHT, EXACT, WIDE, COMPUTE,
     )  # fmt: skip
 
@@ -231,7 +236,7 @@ def looped_forward(
 @triton.jit
 def chunk_statistics(
     x, parts,
-    rows, bundled, width, chunk,
+    rows, bundled, width, chunk, stretch,
     CENTERED: tl.constexpr,
     GROUPS: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr,
     EXACT: tl.constexpr, WIDE: tl.constexpr, COMPUTE: tl.constexpr,
@@ -239,10 +244,12 @@ def chunk_statistics(
     """A program has a chunk of GROUPS groups, and leaves its pivot, rest and variance: `parts` is
     (outer, chunks, groups, 3).
     """
-    bundle, piece, outer, start, end, group, exists = chunk_of(rows, bundled, chunk, GROUPS, WIDTH)
+    bundle, piece, outer, start, end, left, right, group, exists = chunk_of(
+        rows, bundled, width, chunk, stretch, GROUPS, WIDTH
+    )
     begin = outer.to(tl.int64) * rows * bundled * width
     mean, rest, variance = _chunk_statistics(
-        x + begin, None, start, end, bundled, width, bundle,
+        x + begin, None, start, end, left, right, bundled, width, bundle,
         CENTERED, GROUPS, WIDTH, HEIGHT, EXACT, WIDE, COMPUTE,
     )  # fmt: skip
     lead = leading(exists, GROUPS, WIDTH)
@@ -252,19 +259,21 @@ def chunk_statistics(
 @triton.jit
 def combine_statistics(
     parts, statistics,
-    rows, bundled, chunk,
+    rows, bundled, width, chunk, stretch,
     CENTERED: tl.constexpr, GROUPS: tl.constexpr, PADDED: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """A program combines the chunks of GROUPS groups: PADDED is at least their number."""
-    bundles, chunks = tl.cdiv(bundled, GROUPS), tl.cdiv(rows, chunk)
+    bundles, down = tl.cdiv(bundled, GROUPS), tl.cdiv(rows, chunk)
+    chunks = down * tl.cdiv(width, stretch)
     bundle, outer = tl.program_id(0) % bundles, tl.program_id(0) // bundles
     group = bundle * GROUPS + tl.arange(0, GROUPS)
     exists = group < bundled
     index = tl.arange(0, PADDED)
     of = ((outer.to(tl.int64) * chunks + index[:, None]) * bundled + group[None, :]) * 3
     there = (index < chunks)[:, None] & exists[None, :]
-    size = tl.minimum(index * chunk + chunk, rows) - index * chunk
-    weight = tl.where(index < chunks, size.to(COMPUTE), 0.0) / rows
+    start, left = index % down * chunk, index // down * stretch
+    size = tl.minimum(chunk, rows - start) * tl.minimum(stretch, width - left)
+    weight = tl.where(index < chunks, size.to(COMPUTE), 0.0) / rows / width
     mean = tl.zeros([GROUPS], COMPUTE)
     rest = tl.zeros([GROUPS], COMPUTE)
     variance = tl.load(parts + of + 2, mask=there, other=0.0)
@@ -285,14 +294,16 @@ def combine_statistics(
 @triton.jit
 def looped_apply(
     x, gamma, beta, statistics, y,
-    rows, bundled, width, chunk, alike, every, sets,
+    rows, bundled, width, chunk, stretch, alike, every, sets,
     EPSILON: tl.constexpr, CENTERED: tl.constexpr, ACTIVATION: tl.constexpr,
     ALONG_ROWS: tl.constexpr,
     GROUPS: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr,
     EXACT: tl.constexpr, WIDE: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """A program has a chunk of GROUPS groups, whose statistics are given."""
-    bundle, _, outer, start, end, group, exists = chunk_of(rows, bundled, chunk, GROUPS, WIDTH)
+    bundle, _, outer, start, end, left, right, group, exists = chunk_of(
+        rows, bundled, width, chunk, stretch, GROUPS, WIDTH
+    )
     begin = outer.to(tl.int64) * rows * bundled * width
     at = (outer.to(tl.int64) * bundled + group) * 3
     mean = tl.load(statistics + at, mask=exists, other=0.0)
@@ -301,6 +312,6 @@ def looped_apply(
     _write(
         x + begin, gamma, beta, y + begin, None, None,
         mean, rest, inverse_deviation(variance, EPSILON),
-        (outer // every) % sets, start, end, bundle, rows, bundled, width, alike,
+        (outer // every) % sets, start, end, left, right, bundle, rows, bundled, width, alike,
         CENTERED, ACTIVATION, ALONG_ROWS, GROUPS, WIDTH, HEIGHT, EXACT, WIDE, COMPUTE,
     )  # fmt: skip

@@ -90,8 +90,8 @@ class Looped:
     Attributes:
         alike: neighbours along the last two axes that share gamma and beta.
         batch: the samples share statistics, and outer is 1.
-        chunks: parts in which the rows of a sample are summed by different programs.
-        chunk: rows in each but the last.
+        chunks: parts of a sample, each of some rows and columns, that different programs sum.
+        chunk, stretch: rows and columns in each but the last ones.
     """
 
     outer: int
@@ -104,6 +104,7 @@ class Looped:
     batch: bool = False
     chunks: int = 1
     chunk: int = 0
+    stretch: int = 0
 
     @property
     def groups(self) -> int:
@@ -253,17 +254,23 @@ def _columns(
 
 
 def _split(plan: Looped) -> Looped:
-    """The plan, with its rows in chunks where a sample is large and would have few programs."""
-    if not plan.rows:
+    """The plan, with its samples in chunks where they are large and would have few programs."""
+    if not plan.count:
         return plan
-    slab = plan.rows * plan.width * plan.bundle
-    chunks = 1
+    slab = plan.count * plan.bundle
+    wanted = 1
     if plan.batch:
-        chunks = max(min(-(-BATCH_PROGRAMS // plan.bundles), slab // TILE, plan.rows), 1)
+        wanted = min(-(-BATCH_PROGRAMS // plan.bundles), slab // TILE)
     elif plan.bundles < FEW and slab >= SPLIT_ABOVE:
-        chunks = min(-(-MOST_CHUNKS // plan.bundles), slab // SPLIT_TO, plan.rows)
-    chunk = -(-plan.rows // chunks)
-    return dataclasses.replace(plan, chunks=-(-plan.rows // chunk), chunk=chunk)
+        wanted = min(-(-MOST_CHUNKS // plan.bundles), slab // SPLIT_TO)
+    chunk = -(-plan.rows // max(min(wanted, plan.rows), 1))
+    down = -(-plan.rows // chunk)
+    stretch = plan.width
+    if plan.batch and plan.uniform and wanted > down:
+        # No tile is in two chunks.
+        stretch = -(-plan.width * down // (wanted * plan.padded_width)) * plan.padded_width
+    chunks = down * -(-plan.width // stretch)
+    return dataclasses.replace(plan, chunks=chunks, chunk=chunk, stretch=stretch)
 
 
 def power(size: int) -> int:
