@@ -12,6 +12,7 @@ from cases import EPSILON
 from gradients import value_and_gradients
 from surrounded import ACTIVATIONS, TRIALS
 from truenorm.core import engine
+from truenorm.core.activation import activate
 from truenorm.core.call import Call
 from truenorm.core.kinds import KINDS
 from truenorm.core.plain import Plain
@@ -90,7 +91,7 @@ class Recorder:
     name = "native"
 
     def __init__(self, *fuses, reason=None):
-        self.fuses = frozenset(fuses)
+        self.fuses = {"normalize": frozenset(fuses)}
         self.reason = reason
         self.asked = []
 
@@ -146,8 +147,8 @@ def test_an_engine_that_fuses_nothing_never_sees_them():
 def test_an_engine_that_fuses_the_activation_alone(dtype):
     one = Recorder("gelu")
     _, x, residual = computed(one, "gelu", dtype)
-    ((asked, s, *_, added),) = one.asked
-    assert (asked.activation, asked.residual, added) == ("gelu", False, None)
+    ((asked, s, *others),) = one.asked
+    assert (asked.activation, asked.residual, others) == ("gelu", False, [None] * 4)
     assert keras.backend.standardize_dtype(s.dtype) == dtype
     np.testing.assert_array_equal(*map(ops.convert_to_numpy, (s, x + residual)))
 
@@ -165,6 +166,31 @@ def test_an_engine_that_fuses_the_residual_alone():
     ((asked, s, *_),) = one.asked
     assert keras.backend.standardize_dtype(s.dtype) == "float32"
     assert not asked.residual
+
+
+@pytest.mark.parametrize("step", ["measure", "apply"])
+def test_the_other_functions_fuse_what_is_named_for_them(step):
+    class Other(Plain):
+        def measure(self, call, x, *operands):
+            asked.append(call)
+            y, statistics = super().measure(call, x, *operands)
+            return activate(ops, call.activation, y), statistics
+
+        def apply(self, call, x, *operands):
+            asked.append(call)
+            return activate(ops, call.activation, super().apply(call, x, *operands))
+
+    asked = []
+    call, x = surrounded_call("relu", False), ops.ones((3, 5))
+    other = Other(ops)
+    other.fuses = {step: frozenset({"relu"})}
+    front = engine.Front(ops, [other])
+    statistics = Plain(ops).moments(call, x)
+    operands = (None, None) if step == "measure" else (statistics, None, None)
+    for activation in ("relu", "gelu"):
+        call = surrounded_call(activation, False)
+        getattr(engine, step)(front, None, call, x, *operands)
+    assert [one.activation for one in asked] == ["relu", None]
 
 
 @pytest.mark.parametrize("fuses", [(), ("residual",), ("residual", "relu")])

@@ -11,7 +11,7 @@ from gpu_kernels.running import DTYPES, WAYS, Run
 from truenorm.core import reference
 from truenorm.core.call import Call
 from truenorm.core.kinds import KINDS
-from truenorm.triton import launch, plan, torch_operations
+from truenorm.triton import launch, plan, torch_autograd
 from truenorm.triton import torch as engine
 from truenorm.triton.plan import Held, Looped
 
@@ -193,13 +193,13 @@ def test_the_gradient_of_the_gradient(act):
 
 def test_channels_last_memory_is_read_as_it_lies(monkeypatch):
     case, read = WAYS["rows in groups"], []
-    original = torch_operations.normalize
+    original = torch_autograd.normalize
 
     def normalize(plan, x, *operands):
         read.append(x.data_ptr())
         return original(plan, x, *operands)
 
-    monkeypatch.setattr(torch_operations, "normalize", normalize)
+    monkeypatch.setattr(torch_autograd, "normalize", normalize)
     run, other = Run(case), Run(case)
     other.x = run.x.detach().to(memory_format=torch.channels_last).requires_grad_()
     holds(run.errors())
@@ -245,4 +245,8 @@ def test_reasons():
     assert "mask" in engine.normalize(run.call, x, None, None, torch.ones(37, dtype=torch.bool))
     assert "epsilon is learned" in engine.normalize(run.call, x, None, None, None, torch.ones(1))
     assert "dtype" in engine.normalize(run.call, x.to(torch.complex64), None, None)
-    assert "both halves in one" in engine.moments(run.call, x)
+    hidden = torch.ones(37, dtype=torch.bool)
+    assert "mask" in engine.moments(run.call, x, hidden)
+    assert "mask" in engine.measure(run.call, x, None, None, hidden)
+    statistics = engine.moments(run.call, x)
+    assert "mask" in engine.apply(run.call, x, statistics, None, None, hidden)

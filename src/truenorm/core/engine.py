@@ -15,12 +15,13 @@ An engine either computes what it is asked, or returns the reason why it does no
 or raises with its reason.
 
 What a call has around the normalization, a residual and an activation, is done here, before and
-after the engine, except what its `fuses` names, a frozenset of "residual" and of activations (an
-engine need not have it). Such an engine gets a call with that, and is called
+after the engine, except what its `fuses` names (an engine need not have it): for the name of a
+function a frozenset of "residual" and of activations. That function gets a call with these, and a
+residual as one more argument:
 
     normalize(call, x, gamma, beta, mask, epsilon, residual)     y, or (y, s) with a residual
 
-The other three never get such a call.
+`moments` never gets such a call, nor `measure` a residual.
 """
 
 import contextlib
@@ -251,7 +252,7 @@ class _Completed:
     def computed(self, *operands: Any) -> Any:
         """The result of the whole call, or the engine's reason."""
         around = self.around
-        fuses = getattr(self.engine, "fuses", ()) if around.step == "normalize" else ()
+        fuses = getattr(self.engine, "fuses", {}).get(around.step, ())
         compute = getattr(self.engine, around.step)
         arrays, call, x, s = around.arrays, around.call, around.x, around.residual
         activation = None if call.activation in fuses else call.activation
@@ -268,7 +269,7 @@ class _Completed:
                 call.view, call.centered, call.epsilon,
                 None if activation is not None else call.activation, adds,
             )  # fmt: skip
-            result = compute(asked, x, *operands, around.residual if adds else None)
+            result = compute(asked, x, *operands, *((around.residual,) if adds else ()))
         if isinstance(result, str):
             return result
         measures = around.step == "measure"

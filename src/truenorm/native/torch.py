@@ -131,10 +131,10 @@ def moments(call: Call, x: torch.Tensor, mask: torch.Tensor | None = None) -> St
     reason = _reason(x, (), mask)
     if reason is not None:
         return reason
-    plan = _plan(_without_epsilon(call), _group_order(call.view, x))
+    plan = _plan(without_epsilon(call), group_order(call.view, x))
     if isinstance(plan, str):
         return plan
-    return _with_count(call.view, x, *torch_autograd.moments(_arranged(x, plan.how), plan))
+    return with_count(call.view, x, *torch_autograd.moments(_arranged(x, plan.how), plan))
 
 
 def measure(
@@ -148,14 +148,14 @@ def measure(
     reason = _reason(x, (gamma, beta), mask)
     if reason is not None:
         return reason
-    plan = _plan(call, _group_order(call.view, x))
+    plan = _plan(call, group_order(call.view, x))
     if isinstance(plan, str):
         return plan
     how = plan.how
     gamma, beta = _parameters(call.view, x, gamma, beta, how)
     y, statistics = torch_autograd.measure(_arranged(x, how), gamma, beta, plan)
     y = y.permute(how.inverse) if how.permutes else y
-    return y, _with_count(call.view, x, *statistics.unbind(1))
+    return y, with_count(call.view, x, *statistics.unbind(1))
 
 
 def apply(
@@ -170,11 +170,19 @@ def apply(
     reason = _reason(x, (gamma, beta, *statistics), mask)
     if reason is not None:
         return reason
-    plan = _plan(_without_epsilon(call), _group_order(call.view, x))
+    plan = _plan(without_epsilon(call), group_order(call.view, x))
     if isinstance(plan, str):
         return plan
     how = plan.how
     gamma, beta = _parameters(call.view, x, gamma, beta, how)
+    y = torch_autograd.apply(_arranged(x, how), gamma, beta, given(call, x, statistics), plan)
+    return y.permute(how.inverse) if how.permutes else y
+
+
+def given(
+    call: Call, x: torch.Tensor, statistics: Statistics
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The mean, its rest, and the variance + epsilon, in the compute dtype."""
     compute = _compute_dtype(x)
     mean, rest, variance = (
         one if one.dtype is compute else one.to(compute) for one in statistics[:3]
@@ -183,11 +191,10 @@ def apply(
     if call.centered:
         # As in the plain formula: rounding can take it below zero.
         power = torch.where(power < 0.5 * call.epsilon, call.epsilon, power)
-    y = torch_autograd.apply(_arranged(x, how), gamma, beta, (mean, rest, power), plan)
-    return y.permute(how.inverse) if how.permutes else y
+    return mean, rest, power
 
 
-def _with_count(
+def with_count(
     view: View, x: torch.Tensor, mean: torch.Tensor, rest: torch.Tensor, variance: torch.Tensor
 ) -> Statistics:
     """The statistics with the number of elements that each group has."""
@@ -195,11 +202,11 @@ def _with_count(
     return Statistics(mean, rest, variance, torch.full_like(variance, r0 * r1))
 
 
-def _without_epsilon(call: Call) -> Call:
+def without_epsilon(call: Call) -> Call:
     """The call for a kernel that does not use it: torch.compile may have made it a symbol, which
     it loses in an autograd function.
     """
-    return Call(call.view, call.centered, 0.0)
+    return Call(call.view, call.centered, 0.0, call.activation)
 
 
 def _compute_dtype(x: torch.Tensor) -> torch.dtype:
@@ -213,7 +220,7 @@ def memory_order(x: torch.Tensor) -> tuple[int, ...] | None:
     return tuple(order) if x.permute(order).is_contiguous() else None
 
 
-def _group_order(view: View, x: torch.Tensor) -> tuple[int, ...] | None:
+def group_order(view: View, x: torch.Tensor) -> tuple[int, ...] | None:
     """The same, but for an order in which the groups are not those of x's kept axes in turn."""
     order = None if x.is_contiguous() else memory_order(x)
     if order is None:

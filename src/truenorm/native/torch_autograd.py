@@ -78,7 +78,9 @@ def apply(x: Any, gamma: Any, beta: Any, groups: tuple[Any, Any, Any], plan: Pla
     """
     if _differentiates(x, gamma, beta, *groups):
         return _Apply.apply(x, gamma, beta, *groups, plan)
-    return torch.ops.truenorm.apply.default(x, gamma, beta, _packed(plan, *groups), *plan.options)
+    return torch.ops.truenorm.apply.default(
+        x, gamma, beta, packed(plan.call, *groups), *plan.options
+    )
 
 
 def _differentiates(*tensors: Any) -> bool:
@@ -194,7 +196,7 @@ class _Apply(torch.autograd.Function):
     def forward(
         ctx: Any, x: Any, gamma: Any, beta: Any, mean: Any, rest: Any, power: Any, plan: Plan
     ) -> Any:
-        given = _packed(plan, mean, rest, power)
+        given = packed(plan.call, mean, rest, power)
         ctx.save_for_backward(x, gamma, beta, mean, rest, power, given)
         ctx.plan = plan
         return torch.ops.truenorm.apply.default(x, gamma, beta, given, *plan.options)
@@ -219,9 +221,9 @@ class _Apply(torch.autograd.Function):
         return dx, dgamma, dbeta, dmean, dmean, dpower, None
 
 
-def _packed(plan: Plan, mean: Any, rest: Any, power: Any) -> Any:
+def packed(call: Call, mean: Any, rest: Any, power: Any) -> Any:
     """The three statistics of each group that the kernels read."""
-    if not plan.call.centered:
+    if not call.centered:
         mean = rest = torch.zeros_like(power)
     return torch.stack([mean, rest, power], 1)
 

@@ -5,7 +5,8 @@
 - `held.py`: the kernels for groups that fit in registers
 - `looped_forward.py`, `looped_backward.py`: those for the others
 - `launch.py`: grids and constants of a call's launches
-- `torch.py`: the engine for PyTorch, with the operations of `torch_operations.py`
+- `torch.py`: the engine for PyTorch, with the operations of `torch_operations.py` and their
+  derivatives in `torch_autograd.py`
 - `jax.py`: the engine for JAX, and what the primitives of the CPU kernels become on a GPU
 """
 

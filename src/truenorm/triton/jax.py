@@ -16,7 +16,7 @@ from truenorm.native import jax_primitives
 from truenorm.triton import FUSES, jax_fused, jax_kernels
 
 name = "triton"
-fuses = FUSES
+fuses = {"normalize": FUSES}
 unavailable = jax_kernels.unavailable
 
 _HALVES = "the GPU kernels compute both halves in one"

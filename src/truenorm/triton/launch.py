@@ -39,13 +39,13 @@ class Split(NamedTuple):
     Attributes:
         sums: leaves some numbers of each chunk, or of each group where there is one chunk.
         combine: makes those of each group of them; None where there is one chunk.
-        apply: writes the result.
+        apply: a launch that writes the result; None where `sums` has, of statistics that are given.
         parts: groups times chunks.
     """
 
     sums: Launch
     combine: Launch | None
-    apply: Launch
+    apply: Any
     parts: int
 
 
@@ -85,7 +85,8 @@ def make(
         shape: the sizes; none is zero.
         double: compute in float64.
         parameters: gamma or beta is there.
-        halves: the statistics and their application are asked for by themselves.
+        halves: the statistics and their application are asked for by themselves; backward is the
+            gradient of the latter.
     """
     how = plan.make(call, shape, halves)
     assert not isinstance(how, str)
@@ -174,8 +175,9 @@ def _looped(call: Call, how: Looped, double: bool, halves: bool) -> Launches:
         if how.chunks == 1 and not halves:
             return launch(whole, heavy)
         combined = None if how.chunks == 1 else _combine(combine, how, numbers, constants)
+        last = None if apply is None else launch(apply, heavy)
         parts = how.outer * how.chunks * how.bundled
-        return Split(launch(sums, heavy), combined, launch(apply, heavy), parts)
+        return Split(launch(sums, heavy), combined, last, parts)
 
     ragged = not constants["EXACT"]
     forward = launches(
@@ -184,7 +186,8 @@ def _looped(call: Call, how: Looped, double: bool, halves: bool) -> Launches:
     )  # fmt: skip
     backward = launches(
         ragged or call.activation is not None, looped_backward.looped_backward,
-        looped_backward.chunk_sums, looped_backward.combine_sums, looped_backward.looped_gradient,
+        looped_backward.given_backward if halves else looped_backward.chunk_sums,
+        looped_backward.combine_sums, None if halves else looped_backward.looped_gradient,
     )  # fmt: skip
     columns = None
     if how.along_rows:

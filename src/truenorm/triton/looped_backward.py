@@ -2,7 +2,9 @@
 
 As forward: one kernel for whole groups, and three where these are cut into chunks. What the chunks
 leave are the sums of w and of w * xhat, where w is gamma * dy; or dy alone where gamma is
-one number for each group (UNIFORM), so that these are the gradients of beta and gamma too.
+one number for each group (UNIFORM), so that these are the gradients of beta and gamma too. Of given
+statistics the chunks write dx at once, as it does not depend on the sums: these give the gradients
+in the statistics.
 """
 
 import triton
@@ -24,14 +26,14 @@ def _given(statistics, outer, bundled, group, exists, EPSILON: tl.constexpr):
 
 @triton.jit
 def _chunk_sums(
-    x, gamma, beta, dy, dgamma, dbeta, mean, rest, rstd, owner, start, end, left, right, bundle,
-    piece, outer, group, exists, rows, bundled, width, alike,
+    x, gamma, beta, dy, dx, dgamma, dbeta, mean, rest, rstd, owner, start, end, left, right,
+    bundle, piece, outer, group, exists, rows, bundled, width, alike,
     CENTERED: tl.constexpr, ACTIVATION: tl.constexpr,
     ALONG_ROWS: tl.constexpr, UNIFORM: tl.constexpr,
     GROUPS: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr,
     EXACT: tl.constexpr, WIDE: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
-    """The two sums of a chunk, for each column those of its group.
+    """The two sums of a chunk, for each column those of its group; dx of given statistics.
 
     Unless UNIFORM, what is added to the gradients of gamma and beta is left (outer, bundles, rows)
     where they vary along the rows, and (outer, chunks, bundled * width) otherwise.
@@ -43,11 +45,14 @@ def _chunk_sums(
             row_first = tl.zeros([HEIGHT, GROUPS * WIDTH], COMPUTE)
             row_second = tl.zeros([HEIGHT, GROUPS * WIDTH], COMPUTE)
         for column in range(left, right, WIDTH):
-            g, xhat, _, _, _ = _looped_pair(
+            g, xhat, place, inside, scale = _looped_pair(
                 x, gamma, beta, dy, mean, rest, rstd, owner, row, column, end,
                 rows, bundled, width, alike, bundle, CENTERED, ACTIVATION, ALONG_ROWS,
                 GROUPS, WIDTH, HEIGHT, EXACT, WIDE, COMPUTE,
             )  # fmt: skip
+            if dx is not None:
+                found = g * scale * rstd[None, :]
+                tl.store(dx + place, found.to(dx.dtype.element_ty), mask=inside)
             if ALONG_ROWS:
                 row_first += g
                 row_second += g * xhat
@@ -144,8 +149,8 @@ def looped_backward(
     mean, rest, rstd = _given(statistics, outer, bundled, group, exists, EPSILON)
     owner = (outer // every) % sets
     first, second = _chunk_sums(
-        x, gamma, beta, dy, dgamma, dbeta, mean, rest, rstd, owner, start, end, left, right, bundle,
-        piece, outer, group, exists, rows, bundled, width, alike, CENTERED, ACTIVATION,
+        x, gamma, beta, dy, None, dgamma, dbeta, mean, rest, rstd, owner, start, end, left, right,
+        bundle, piece, outer, group, exists, rows, bundled, width, alike, CENTERED, ACTIVATION,
         ALONG_ROWS, UNIFORM, GROUPS, WIDTH, HEIGHT, EXACT, WIDE, COMPUTE,
     )  # fmt: skip
     if UNIFORM and dgamma is not None:
@@ -172,13 +177,33 @@ def chunk_sums(
     """A program has a chunk of GROUPS groups, and leaves its two sums: `parts` is
     (outer, chunks, groups, 2).
     """
+    given_backward(
+        x, gamma, beta, dy, statistics, parts, None, dgamma, dbeta,
+        rows, bundled, width, chunk, stretch, alike, every, sets,
+        EPSILON, CENTERED, ACTIVATION,
+        ALONG_ROWS, UNIFORM, GROUPS, WIDTH, HEIGHT, EXACT, WIDE, COMPUTE,
+    )  # fmt: skip
+
+
+@triton.jit
+def given_backward(
+    x, gamma, beta, dy, statistics, parts, dx, dgamma, dbeta,
+    rows, bundled, width, chunk, stretch, alike, every, sets,
+    EPSILON: tl.constexpr, CENTERED: tl.constexpr, ACTIVATION: tl.constexpr,
+    ALONG_ROWS: tl.constexpr, UNIFORM: tl.constexpr,
+    GROUPS: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr,
+    EXACT: tl.constexpr, WIDE: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """The same, and dx where the statistics are given."""
     bundle, piece, outer, start, end, left, right, group, exists = chunk_of(
         rows, bundled, width, chunk, stretch, GROUPS, WIDTH
     )
     begin = outer.to(tl.int64) * rows * bundled * width
+    if dx is not None:
+        dx += begin
     mean, rest, rstd = _given(statistics, outer, bundled, group, exists, EPSILON)
     first, second = _chunk_sums(
-        x + begin, gamma, beta, dy + begin, dgamma, dbeta, mean, rest, rstd,
+        x + begin, gamma, beta, dy + begin, dx, dgamma, dbeta, mean, rest, rstd,
         (outer // every) % sets, start, end, left, right, bundle, piece, outer,
         group, exists, rows, bundled, width, alike, CENTERED, ACTIVATION,
         ALONG_ROWS, UNIFORM, GROUPS, WIDTH, HEIGHT, EXACT, WIDE, COMPUTE,

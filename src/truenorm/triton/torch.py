@@ -1,8 +1,9 @@
 """The GPU kernels under PyTorch: the engine.
 
 It says which calls the kernels compute and arranges the tensors for them; `torch_operations.py` has
-the operations. Against forward mode and the transforms of torch.func, whose derivatives the plain
-formula has, there is a reason. Triton is imported with the first tensor on a GPU, not before.
+the operations, `torch_autograd.py` their derivatives. Against forward mode and the transforms of
+torch.func, whose derivatives the plain formula has, there is a reason. Triton is imported with the
+first tensor on a GPU, not before.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from truenorm.triton import FUSES, Plan, interpreted
 from truenorm.triton.plan import TILE, make
 
 name = "triton"
-fuses = FUSES
+fuses = {"normalize": FUSES, "measure": FUSES, "apply": FUSES - {"residual"}}
 
 _serves_cpu = interpreted()
 
@@ -33,7 +34,7 @@ def unavailable() -> str | None:
         if not torch.cuda.is_available():
             return "PyTorch finds no GPU"
     try:
-        from truenorm.triton import torch_operations  # noqa: F401
+        from truenorm.triton import torch_autograd  # noqa: F401
     except (ImportError, AttributeError) as error:
         return f"Triton, or this version of it or of PyTorch, does not fit the GPU kernels: {error}"
     return None
@@ -65,8 +66,8 @@ def _plan(call: Call, memory: tuple[int, ...] | None) -> Plan | str:
 
 
 @remembered
-def _refusal(call: Call, shape: tuple[int, ...]) -> str | None:
-    found = make(call, shape)
+def _refusal(call: Call, shape: tuple[int, ...], halves: bool) -> str | None:
+    found = make(call, shape, halves)
     return found if isinstance(found, str) else None
 
 
@@ -81,6 +82,36 @@ def _sizes(call: Call, x: Tensor) -> tuple[int, ...]:
     return tuple(
         n * (TILE + 1) if size > n * TILE else 3 * n for n, size in zip(units, x.shape, strict=True)
     )
+
+
+def _arranged(
+    call: Call,
+    memory: tuple[int, ...] | None,
+    x: Tensor,
+    *parameters: Tensor | None,
+    halves: bool = False,
+) -> Any:
+    """The plan, with x and gamma and beta as it reads them; or why there is none."""
+    plan = _plan(call, memory)
+    if isinstance(plan, str):
+        return plan
+    x = _ordered(x, plan)
+    refusal = _refusal(plan.call, _sizes(plan.call, x), halves)
+    if refusal is not None:
+        return refusal
+    order = plan.how.parameter_order
+    if len(order) > 1:
+        parameters = tuple(None if one is None else one.permute(order) for one in parameters)
+    return plan, x, [None if one is None else one.contiguous() for one in parameters]
+
+
+def _ordered(x: Tensor, plan: Plan) -> Tensor:
+    how = plan.how
+    return (x.permute(how.order) if how.permutes else x).contiguous()
+
+
+def _restored(y: Tensor, plan: Plan) -> Tensor:
+    return y.permute(plan.how.inverse) if plan.how.permutes else y
 
 
 def normalize(
@@ -98,46 +129,72 @@ def normalize(
         reason = "epsilon is learned: the GPU kernels take a number"
     if reason is not None:
         return reason
-    contiguous = x.is_contiguous()
-    plan = _plan(call, None if contiguous else cpu.memory_order(x))
-    if isinstance(plan, str):
-        return plan
-    from truenorm.triton import torch_operations as operations
+    found = _arranged(call, None if x.is_contiguous() else cpu.memory_order(x), x, gamma, beta)
+    if isinstance(found, str):
+        return found
+    from truenorm.triton import torch_autograd
 
-    how = plan.how
-    if how.permutes:
-        x = x.permute(how.order)
-        residual = None if residual is None else residual.permute(how.order)
-    x = x.contiguous()
-    refusal = _refusal(plan.call, _sizes(plan.call, x))
-    if refusal is not None:
-        return refusal
-    if len(how.parameter_order) > 1:
-        gamma, beta = (
-            None if one is None else one.permute(how.parameter_order) for one in (gamma, beta)
-        )
-    gamma, beta, residual = (
-        None if one is None else one.contiguous() for one in (gamma, beta, residual)
-    )
-    y, total = operations.normalize(plan, x, gamma, beta, residual)
-    if how.permutes:
-        y = y.permute(how.inverse)
-        total = None if total is None else total.permute(how.inverse)
-    return y if total is None else (y, total)
+    plan, x, (gamma, beta) = found
+    residual = None if residual is None else _ordered(residual, plan)
+    y, _, total = torch_autograd.normalize(plan, x, gamma, beta, residual)
+    y = _restored(y, plan)
+    return y if total is None else (y, _restored(total, plan))
 
 
-def moments(call: Call, x: Tensor, mask: Tensor | None = None) -> str:
-    """Why not."""
-    return "the GPU kernels compute both halves in one"
+def moments(call: Call, x: Tensor, mask: Tensor | None = None) -> Statistics | str:
+    """As `Plain.moments`, or why not."""
+    reason = _reason(x, (), mask)
+    if reason is not None:
+        return reason
+    order = cpu.group_order(call.view, x)
+    found = _arranged(cpu.without_epsilon(call), order, x, halves=True)
+    if isinstance(found, str):
+        return found
+    from truenorm.triton import torch_autograd
+
+    plan, ordered, _ = found
+    return cpu.with_count(call.view, x, *torch_autograd.moments(plan, ordered))
 
 
-def measure(call: Call, x: Tensor, gamma: Any, beta: Any, mask: Any = None) -> str:
-    """Why not."""
-    return "the GPU kernels do not give the statistics"
+def measure(
+    call: Call,
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Statistics] | str:
+    """As `Plain.measure`, or why not; y lies in memory as x does, where x is dense."""
+    reason = _reason(x, (gamma, beta), mask)
+    if reason is not None:
+        return reason
+    found = _arranged(call, cpu.group_order(call.view, x), x, gamma, beta)
+    if isinstance(found, str):
+        return found
+    from truenorm.triton import torch_autograd
+
+    plan, ordered, (gamma, beta) = found
+    y, statistics, _ = torch_autograd.normalize(plan, ordered, gamma, beta, None)
+    return _restored(y, plan), cpu.with_count(call.view, x, *statistics.unbind(1))
 
 
 def apply(
-    call: Call, x: Tensor, statistics: Statistics, gamma: Any, beta: Any, mask: Any = None
-) -> str:
-    """Why not."""
-    return "the GPU kernels compute both halves in one"
+    call: Call,
+    x: Tensor,
+    statistics: Statistics,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    mask: Tensor | None = None,
+) -> Tensor | str:
+    """As `Plain.apply`, or why not; y lies in memory as x does, where x is dense."""
+    reason = _reason(x, (gamma, beta, *statistics[:3]), mask)
+    if reason is not None:
+        return reason
+    order = cpu.group_order(call.view, x)
+    found = _arranged(cpu.without_epsilon(call), order, x, gamma, beta, halves=True)
+    if isinstance(found, str):
+        return found
+    from truenorm.triton import torch_autograd
+
+    plan, x, (gamma, beta) = found
+    y = torch_autograd.apply(plan, x, gamma, beta, cpu.given(call, x, statistics))
+    return _restored(y, plan)

@@ -1,8 +1,9 @@
-"""The operations of the GPU kernels for PyTorch, with their derivatives.
+"""The operations of the GPU kernels for PyTorch.
 
-`truenorm::gpu_forward` and `gpu_backward` are `triton_op`s: torch.compile and AOTInductor see the
-kernels in them. Eager calls pass them by, which saves the dispatch. The gradient of the gradient is
-the plain formula's.
+`truenorm::gpu_forward`, `gpu_backward`, `gpu_moments`, `gpu_apply` and `gpu_apply_backward` are
+`triton_op`s: torch.compile and AOTInductor see the kernels in them. Eager calls pass them by, which
+saves the dispatch. Where torch.compile leaves sizes open they call themselves as operations that it
+does not look into, which choose the launches in the call.
 """
 
 import dataclasses
@@ -12,28 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from truenorm.arrays import torch as arrays
-from truenorm.core.activation import activate
 from truenorm.core.call import Call
 from truenorm.native.recipe import call_of, factors_of
-from truenorm.native.torch_autograd import plain, plain_gradient, twice
-from truenorm.triton import Plan, launch
+from truenorm.triton import launch
 from truenorm.triton.plan import make
 
 
-def normalize(
-    plan: Plan, x: Tensor, gamma: Tensor | None, beta: Tensor | None, residual: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """y, and the sum with the residual."""
-    operands = (x, gamma, beta, residual)
-    if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in operands):
-        y, total = _Normalize.apply(*operands, plan)
-    else:
-        y, _, total = _run(_forward, *operands, *plan.options)
-    return y, None if residual is None else total
-
-
-def _run(function: Any, x: Tensor, *operands: Any) -> Any:
+def run(function: Any, x: Tensor, *operands: Any) -> Any:
     """What the operation computes: by the operation where torch.compile traces, else without it."""
     if torch.compiler.is_compiling():
         return _OPERATIONS[function](x, *operands)
@@ -43,52 +29,7 @@ def _run(function: Any, x: Tensor, *operands: Any) -> Any:
         return function(x, *operands)
 
 
-class _Normalize(torch.autograd.Function):
-    """y and the sum of x, gamma, beta and the residual; keeps what was normalized."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Any, gamma: Any, beta: Any, residual: Any, plan: Plan) -> Any:
-        y, statistics, total = _run(_forward, x, gamma, beta, residual, *plan.options)
-        ctx.save_for_backward(x if residual is None else total, gamma, beta, statistics)
-        ctx.plan, ctx.adds = plan, residual is not None
-        if residual is None:
-            ctx.mark_non_differentiable(total)
-        ctx.set_materialize_grads(False)
-        return y, total
-
-    @staticmethod
-    def backward(ctx: Any, dy: Any, dtotal: Any) -> Any:
-        x, gamma, beta, statistics = ctx.saved_tensors
-        plan = ctx.plan
-        if dy is None:
-            dx, dgamma, dbeta = dtotal, None, None
-        elif twice():
-            dx, dgamma, dbeta = _again(plan.call, x, gamma, beta, dy)
-            dx = dx if dtotal is None else dx + dtotal
-        else:
-            dtotal = None if dtotal is None else dtotal.contiguous()
-            dx, dgamma, dbeta = _run(
-                _backward, x, gamma, beta, dy.contiguous(), dtotal, statistics, *plan.options
-            )
-        found = (dx, None if gamma is None else dgamma, None if beta is None else dbeta)
-        return *found, dx if ctx.adds else None, None
-
-
-def _again(call: Call, x: Any, gamma: Any, beta: Any, dy: Any) -> Any:
-    """The gradient by the plain formula, which can be differentiated again."""
-    there = [one for one in (gamma, beta) if one is not None]
-
-    def function(x: Any, *parameters: Any) -> Any:
-        given = iter(parameters)
-        filled = (None if one is None else next(given) for one in (gamma, beta))
-        return activate(arrays, call.activation, plain.normalize(call, x, *filled))
-
-    dx, *others = plain_gradient(function, (x, *there), dy)
-    rest = iter(others)
-    return dx, *(None if one is None else next(rest) for one in (gamma, beta))
-
-
-# --- the operations
+# --- launches
 
 
 def _launches(
@@ -101,10 +42,26 @@ def _launches(
     return launch.make(call, tuple(map(int, x.shape)), double, parameters, halves)
 
 
+def _halves(
+    call: Call, x: Tensor, gamma: Tensor | None, beta: Tensor | None
+) -> tuple[launch.Launches, launch.Split, launch.Split]:
+    """The launches of the halves, and those of forward and backward among them."""
+    launches = _launches(call, x, gamma, beta, halves=True)
+    forward, backward = launches.forward, launches.backward
+    assert isinstance(forward, launch.Split)
+    assert isinstance(backward, launch.Split)
+    return launches, forward, backward
+
+
 @functools.lru_cache(maxsize=1024)
 def _call(code: int, groups: int, epsilon: float, centered: bool, activation: str) -> Call:
     call = call_of(factors_of(code), groups, epsilon, centered)
     return dataclasses.replace(call, activation=activation or None)
+
+
+def _is_open(x: Tensor) -> bool:
+    """Whether torch.compile traces, and does not know the sizes."""
+    return any(type(size) is not int for size in x.shape)
 
 
 def _start(one: launch.Launch, *operands: Any) -> None:
@@ -123,7 +80,10 @@ def _sums(split: launch.Split, result: Tensor, *operands: Any, more: Any = ()) -
         _start(split.combine, parts, result)
 
 
-def _forward(
+# --- the operations
+
+
+def forward(
     x: Tensor,
     gamma: Tensor | None,
     beta: Tensor | None,
@@ -136,24 +96,24 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, the statistics of each group (mean, rest, variance), and x + residual or nothing."""
     options = code, groups, epsilon, centered, activation
-    if any(type(size) is not int for size in x.shape):
+    if _is_open(x):
         return torch.ops.truenorm.gpu_forward_any(x, gamma, beta, residual, *options)  # type: ignore[no-any-return]
-    call = _call(*options)
     y, statistics, total = _forward_shapes(x, gamma, beta, residual, *options)
-    if x.numel():
-        forward = _launches(call, x, gamma, beta).forward
-        if isinstance(forward, launch.Split):
-            if residual is not None:
-                x = total = x + residual  # each would read both: this moves no more
-            _sums(forward, statistics, x)
-            _start(forward.apply, x, gamma, beta, statistics, y)
-        else:
-            written = None if residual is None else total
-            _start(forward, x, gamma, beta, y, statistics, residual, written)
+    if not x.numel():
+        return y, statistics.zero_(), total
+    passes = _launches(_call(*options), x, gamma, beta).forward
+    if isinstance(passes, launch.Split):
+        if residual is not None:
+            x = total = x + residual  # each would read both: this moves no more
+        _sums(passes, statistics, x)
+        _start(passes.apply, x, gamma, beta, statistics, y)
+    else:
+        written = None if residual is None else total
+        _start(passes, x, gamma, beta, y, statistics, residual, written)
     return y, statistics, total
 
 
-def _backward(
+def backward(
     x: Tensor,
     gamma: Tensor | None,
     beta: Tensor | None,
@@ -168,82 +128,156 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dx, dgamma and dbeta; nothing where there are no parameters."""
     options = code, groups, epsilon, centered, activation
-    if any(type(size) is not int for size in x.shape):
+    if _is_open(x):
         operands = x, gamma, beta, dy, dtotal, statistics
         return torch.ops.truenorm.gpu_backward_any(*operands, *options)  # type: ignore[no-any-return]
-    call = _call(*options)
     dx = torch.empty_like(x)
-    like = gamma if gamma is not None else beta
-    if like is None:
-        dgamma, dbeta = x.new_empty(0), x.new_empty(0)
     if not x.numel():
-        if like is not None:
-            dgamma, dbeta = torch.zeros_like(like), torch.zeros_like(like)
-        return dx, dgamma, dbeta
-    launches = _launches(call, x, gamma, beta)
+        return dx, *_no_gradients(x, gamma, beta)
+    launches = _launches(_call(*options), x, gamma, beta)
     read = x, gamma, beta, dy, statistics
-    left: tuple[Any, Any] = (None, None)
-    if like is not None and not launches.sums_are_shares:
-        left = tuple(statistics.new_empty(launches.shares) for _ in range(2))
-    inside = (None, None) if launches.columns is not None else left
-    backward = launches.backward
-    if isinstance(backward, launch.Split):
+    inside, sums = _left(launches, *read), None
+    passes = launches.backward
+    if isinstance(passes, launch.Split):
         sums = statistics.new_empty((statistics.shape[0], 2))
-        _sums(backward, sums, *read, more=inside)
-        _start(backward.apply, *read, sums, dx, dtotal)
-        if launches.sums_are_shares:
-            left = tuple(sums[:, i].reshape(launches.shares) for i in (1, 0))
+        _sums(passes, sums, *read, more=inside)
+        _start(passes.apply, *read, sums, dx, dtotal)
     else:
-        _start(backward, *read, dx, *inside, dtotal)
-    if launches.columns is not None and like is not None:
-        _start(launches.columns, *read, *left)
-    if like is not None:
-        before, _, after, _, alike = launches.shares
-        if before * after * alike > 1:
-            left = tuple(one.sum((0, 2, 4)) for one in left)
-        dgamma, dbeta = (one.reshape(like.shape).to(like.dtype) for one in left)
-    return dx, dgamma, dbeta
+        _start(passes, *read, dx, *inside, dtotal)
+    return dx, *_parameter_gradients(launches, inside, sums, *read)
 
 
-# --- the same for sizes that torch.compile does not know: the launches are chosen in the call
+def moments(
+    x: Tensor, code: int, groups: int, epsilon: float, centered: bool, activation: str
+) -> Tensor:
+    """The statistics of each group: mean, rest, variance."""
+    options = code, groups, epsilon, centered, activation
+    if _is_open(x):
+        return torch.ops.truenorm.gpu_moments_any(x, *options)
+    statistics = _moments_shapes(x, *options)
+    if not x.numel():
+        return statistics.zero_()
+    _, passes, _ = _halves(_call(*options), x, None, None)
+    _sums(passes, statistics, x)
+    return statistics
 
 
-def _forward_any(
+def apply(
     x: Tensor,
     gamma: Tensor | None,
     beta: Tensor | None,
-    residual: Tensor | None,
-    code: int,
-    groups: int,
-    epsilon: float,
-    centered: bool,
-    activation: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _forward(x, gamma, beta, residual, code, groups, epsilon, centered, activation)
-
-
-def _backward_any(
-    x: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    dy: Tensor,
-    dtotal: Tensor | None,
     statistics: Tensor,
     code: int,
     groups: int,
     epsilon: float,
     centered: bool,
     activation: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Tensor:
+    """y of given statistics."""
     options = code, groups, epsilon, centered, activation
-    return _backward(x, gamma, beta, dy, dtotal, statistics, *options)
+    if _is_open(x):
+        return torch.ops.truenorm.gpu_apply_any(x, gamma, beta, statistics, *options)
+    y = torch.empty_like(x)
+    if x.numel():
+        _, passes, _ = _halves(_call(*options), x, gamma, beta)
+        _start(passes.apply, x, gamma, beta, statistics, y)
+    return y
+
+
+def apply_backward(
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    dy: Tensor,
+    statistics: Tensor,
+    code: int,
+    groups: int,
+    epsilon: float,
+    centered: bool,
+    activation: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """dx, dgamma, dbeta; and for each group the sums of w and of w * xhat, where w is the gradient
+    in xhat.
+    """
+    options = code, groups, epsilon, centered, activation
+    read = x, gamma, beta, dy, statistics
+    if _is_open(x):
+        return torch.ops.truenorm.gpu_apply_backward_any(*read, *options)  # type: ignore[no-any-return]
+    dx, *_, sums = _apply_backward_shapes(*read)
+    if not x.numel():
+        return dx, *_no_gradients(x, gamma, beta), sums.zero_()
+    launches, _, passes = _halves(_call(*options), x, gamma, beta)
+    inside = _left(launches, *read)
+    _sums(passes, sums, *read, more=(dx, *inside))
+    gradients = _parameter_gradients(launches, inside, sums, *read)
+    if launches.sums_are_shares and gamma is not None:
+        _, sets, _, extent, _ = launches.shares
+        scaled = sums.reshape(*launches.shares, 2) * gamma.reshape(1, sets, 1, extent, 1, 1)
+        sums = scaled.reshape(sums.shape)
+    return dx, *gradients, sums
+
+
+# --- the gradients of gamma and beta
+
+
+def _no_gradients(x: Tensor, gamma: Tensor | None, beta: Tensor | None) -> tuple[Tensor, Tensor]:
+    like = gamma if gamma is not None else beta
+    return tuple(x.new_empty(0) if like is None else torch.zeros_like(like) for _ in range(2))
+
+
+def _left(
+    launches: launch.Launches,
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    dy: Tensor,
+    statistics: Tensor,
+) -> tuple[Any, Any]:
+    """What the backward kernels are to fill with what is added to the gradients, if they do."""
+    elsewhere = launches.sums_are_shares or launches.columns is not None
+    if elsewhere or (gamma is None and beta is None):
+        return None, None
+    return statistics.new_empty(launches.shares), statistics.new_empty(launches.shares)
+
+
+def _parameter_gradients(
+    launches: launch.Launches,
+    left: tuple[Any, Any],
+    sums: Tensor | None,
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    dy: Tensor,
+    statistics: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """dgamma and dbeta of what the kernels left."""
+    like = gamma if gamma is not None else beta
+    if like is None:
+        return x.new_empty(0), x.new_empty(0)
+    if launches.columns is not None:
+        left = statistics.new_empty(launches.shares), statistics.new_empty(launches.shares)
+        _start(launches.columns, x, gamma, beta, dy, statistics, *left)
+    elif sums is not None and launches.sums_are_shares:
+        left = sums[:, 1].reshape(launches.shares), sums[:, 0].reshape(launches.shares)
+    before, _, after, _, alike = launches.shares
+    if before * after * alike > 1:
+        left = left[0].sum((0, 2, 4)), left[1].sum((0, 2, 4))
+    dgamma, dbeta = (one.reshape(like.shape).to(like.dtype) for one in left)
+    return dgamma, dbeta
+
+
+# --- what torch.compile knows of the operations
+
+
+def _moments_shapes(x: Tensor, *options: Any) -> Tensor:
+    k0, _, k1, _ = _call(*options).view.sizes(x.shape)
+    compute = torch.float64 if x.dtype is torch.float64 else torch.float32
+    return x.new_empty((k0 * k1, 3), dtype=compute)
 
 
 def _forward_shapes(x: Tensor, gamma: Any, beta: Any, residual: Any, *options: Any) -> Any:
-    k0, _, k1, _ = _call(*options).view.sizes(x.shape)
-    compute = torch.float64 if x.dtype is torch.float64 else torch.float32
     total = x.new_empty(0) if residual is None else torch.empty_like(x)
-    return torch.empty_like(x), x.new_empty((k0 * k1, 3), dtype=compute), total
+    return torch.empty_like(x), _moments_shapes(x, *options), total
 
 
 def _backward_shapes(x: Tensor, gamma: Any, beta: Any, *operands: Any) -> Any:
@@ -252,13 +286,26 @@ def _backward_shapes(x: Tensor, gamma: Any, beta: Any, *operands: Any) -> Any:
     return torch.empty_like(x), *shares
 
 
-for _function, _shapes in ((_forward_any, _forward_shapes), (_backward_any, _backward_shapes)):
-    _name = f"truenorm::gpu{_function.__name__}"
-    torch.library.custom_op(_name, _function, mutates_args=()).register_fake(_shapes)
+def _apply_shapes(x: Tensor, *operands: Any) -> Tensor:
+    return torch.empty_like(x)
 
-_OPERATIONS = {
-    function: torch.library.triton_op(
-        f"truenorm::gpu{function.__name__}", function, mutates_args=()
-    )
-    for function in (_forward, _backward)
-}
+
+def _apply_backward_shapes(
+    x: Tensor, gamma: Any, beta: Any, dy: Any, statistics: Tensor, *options: Any
+) -> Any:
+    sums = statistics.new_empty((statistics.shape[0], 2))
+    return *_backward_shapes(x, gamma, beta), sums
+
+
+_OPERATIONS: dict[Any, Any] = {}
+for _function, _shapes in (
+    (forward, _forward_shapes),
+    (backward, _backward_shapes),
+    (moments, _moments_shapes),
+    (apply, _apply_shapes),
+    (apply_backward, _apply_backward_shapes),
+):
+    _name = f"truenorm::gpu_{_function.__name__}"
+    _OPERATIONS[_function] = torch.library.triton_op(_name, _function, mutates_args=())
+    _any = torch.library.custom_op(f"{_name}_any", _function, mutates_args=())
+    _any.register_fake(_shapes)
