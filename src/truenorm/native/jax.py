@@ -118,12 +118,15 @@ def bind(
 
 def moments(call: Call, x: jax.Array, mask: jax.Array | None = None) -> Statistics | str:
     """As `Plain.moments`, or why not."""
-    reason = _reason(x, mask) or _split(x)
-    if reason is not None:
-        return reason
+    reason = _reason(x, mask) or split(x)
+    return reason if reason is not None else bind_moments(call, x)
+
+
+def bind_moments(call: Call, x: jax.Array) -> Statistics:
+    """The statistics by their primitive."""
     how, inside = ordered(dataclasses.replace(call, epsilon=0.0))
     ordered_x = x.transpose(how.order) if how.permutes else x
-    return _with_count(call, x, *jax_halves.moments(inside, ordered_x))
+    return with_count(call, x, *jax_halves.moments(inside, ordered_x))
 
 
 def measure(
@@ -134,12 +137,16 @@ def measure(
     mask: jax.Array | None = None,
 ) -> tuple[jax.Array, Statistics] | str:
     """As `Plain.measure`, or why not."""
-    reason = _reason(x, mask) or _split(x)
-    if reason is not None:
-        return reason
+    reason = _reason(x, mask) or split(x)
+    return reason if reason is not None else bind_measure(call, x, gamma, beta)
+
+
+def bind_measure(
+    call: Call, x: jax.Array, gamma: jax.Array | None, beta: jax.Array | None
+) -> tuple[jax.Array, Statistics]:
+    """y and the statistics by the primitives."""
     y, statistics = bind(call, x, gamma, beta)
-    statistics = statistics.reshape(-1, 3)
-    return y, _with_count(call, x, *(statistics[:, i] for i in range(3)))
+    return y, with_count(call, x, *jnp.unstack(statistics.reshape(-1, 3), axis=1))
 
 
 def apply(
@@ -151,9 +158,18 @@ def apply(
     mask: jax.Array | None = None,
 ) -> jax.Array | str:
     """As `Plain.apply`, or why not."""
-    reason = _reason(x, mask) or _split(x)
-    if reason is not None:
-        return reason
+    reason = _reason(x, mask) or split(x)
+    return reason if reason is not None else bind_apply(call, x, statistics, gamma, beta)
+
+
+def bind_apply(
+    call: Call,
+    x: jax.Array,
+    statistics: Statistics,
+    gamma: jax.Array | None,
+    beta: jax.Array | None,
+) -> jax.Array:
+    """y of these statistics by the primitive."""
     how, inside = ordered(dataclasses.replace(call, epsilon=0.0))
     gamma, beta = parameters(call, x, gamma, beta, how)
     mean, rest, variance = (one.astype(_compute_dtype(x)) for one in statistics[:3])
@@ -168,7 +184,7 @@ def apply(
     return y.transpose(how.inverse) if how.permutes else y
 
 
-def _with_count(
+def with_count(
     call: Call, x: jax.Array, mean: jax.Array, rest: jax.Array, variance: jax.Array
 ) -> Statistics:
     """The statistics with the number of elements that each group has."""
@@ -176,7 +192,7 @@ def _with_count(
     return Statistics(mean, rest, variance, jnp.full_like(variance, r0 * r1))
 
 
-def _split(x: Any) -> str | None:
+def split(x: Any) -> str | None:
     """A reason where x's type says how it is split over devices: that of its groups would not."""
     if any(one is not None for one in jax.typeof(x).sharding.spec):
         return "x is split over devices by its type, which the halves do not carry on"

@@ -5,9 +5,9 @@
 
 Each has, as `normalize` in `jax_primitives.py`, a tangent that is linear and that has a primitive
 for its transpose; higher derivatives are the plain formula's. The kernels compute on one device;
-under vmap, for arrays that are split over devices, elsewhere than on CPUs and in a program that is
-exported, the plain formula does. All have one option, `call`, whose view reads x's axes in their
-own order, and whose epsilon is zero.
+under vmap, for arrays that are split over devices, on a device for which there are none and in a
+program that is exported, the plain formula does. All have one option, `call`, whose view reads x's
+axes in their own order, and whose epsilon is zero.
 """
 
 import functools
@@ -24,7 +24,7 @@ from jax.sharding import PartitionSpec
 from truenorm.arrays import jax as arrays
 from truenorm.core.call import Call, Statistics
 from truenorm.core.plain import Plain
-from truenorm.native.jax_primitives import attributes, bind, implement
+from truenorm.native.jax_primitives import attributes, bind, implement, on_one_device
 from truenorm.native.recipe import MERGED, call_of
 
 _plain = Plain(arrays)
@@ -46,24 +46,26 @@ def apply(call: Call, *operands: jax.Array) -> jax.Array:
 # --- the plain formula of each primitive
 
 
-def _plain_moments(x: Any, *, call: Call) -> Any:
+def plain_moments(x: Any, *, call: Call) -> Any:
+    """The statistics without the count."""
     return _plain.moments(call, x)[:3]
 
 
 def _plain_moments_tangent(x: Any, mean: Any, rest: Any, dx: Any, *, call: Call) -> Any:
-    return jax.jvp(functools.partial(_plain_moments, call=call), (x,), (dx,))[1][1:]
+    return jax.jvp(functools.partial(plain_moments, call=call), (x,), (dx,))[1][1:]
 
 
 def _plain_moments_backward(
     x: Any, mean: Any, rest: Any, drest: Any, dvariance: Any, *, call: Call
 ) -> Any:
-    _, pullback = jax.vjp(functools.partial(_plain_moments, call=call), x)
+    _, pullback = jax.vjp(functools.partial(plain_moments, call=call), x)
     return pullback((jnp.zeros_like(drest), drest, dvariance))
 
 
-def _plain_apply(
+def plain_apply(
     x: Any, gamma: Any, beta: Any, mean: Any, rest: Any, power: Any, *, call: Call
 ) -> Any:
+    """The primitive's y."""
     # Without a mask the count says nothing.
     statistics = Statistics(mean, rest, power, jnp.ones_like(power))
     return (_plain.apply(call, x, statistics, gamma, beta),)
@@ -73,14 +75,15 @@ def _plain_apply_tangent(
     x: Any, gamma: Any, mean: Any, rest: Any, power: Any, *tangents: Any, call: Call
 ) -> Any:
     primals = (x, gamma, jnp.zeros_like(gamma), mean, rest, power)
-    return jax.jvp(functools.partial(_plain_apply, call=call), primals, tangents)[1]
+    return jax.jvp(functools.partial(plain_apply, call=call), primals, tangents)[1]
 
 
-def _plain_apply_backward(
+def plain_apply_backward(
     x: Any, gamma: Any, mean: Any, rest: Any, power: Any, dy: Any, *, call: Call
 ) -> Any:
+    """The gradients in all but dy."""
     primals = (x, gamma, jnp.zeros_like(gamma), mean, rest, power)
-    return jax.vjp(functools.partial(_plain_apply, call=call), *primals)[1]((dy,))
+    return jax.vjp(functools.partial(plain_apply, call=call), *primals)[1]((dy,))
 
 
 # --- the kernels
@@ -92,19 +95,22 @@ def _native_moments(x: Any, *, call: Call) -> Any:
     return tuple(statistics[:, i] for i in range(3))
 
 
-def _native_moments_backward(
-    x: Any, mean: Any, rest: Any, drest: Any, dvariance: Any, *, call: Call
+def moments_backward(
+    apply: Any, x: Any, mean: Any, rest: Any, drest: Any, dvariance: Any, *, call: Call
 ) -> Any:
-    # 2 / n * dvariance * (x - mean) + drest / n: x with a mean that is given, a variance of 1,
-    # and a gamma and beta for each group.
+    """The gradient of the statistics, of what computes `apply`.
+
+    2 / n * dvariance * (x - mean) + drest / n: x with a mean that is given, a variance of 1, and a
+    gamma and beta for each group.
+    """
     k0, r0, k1, r1 = sizes = call.view.sizes(x.shape)
     gamma, beta = (
         (one / max(r0 * r1, 1)).reshape(k0, k1)
         for one in (2 * dvariance, drest if call.centered else jnp.zeros_like(drest))
     )
-    compute = jax.ffi.ffi_call("truenorm_apply", jax.ShapeDtypeStruct(sizes, x.dtype))
-    given = jnp.stack([mean, rest, jnp.ones_like(mean)], -1)
-    return (compute(x.reshape(sizes), gamma, beta, given, **attributes(_MERGED)).reshape(x.shape),)
+    given = (mean, rest, jnp.ones_like(mean))
+    (dx,) = apply(x.reshape(sizes), gamma, beta, *given, call=_MERGED)
+    return (dx.reshape(x.shape),)
 
 
 def _native_apply(
@@ -138,22 +144,13 @@ def _compute_dtype(x: Any) -> Any:
 # --- the primitives and their rules
 
 
-def _primitive(name: str, types: Callable[..., Any], plain: Any, native: Any = None) -> Primitive:
-    """A primitive with results of these types, computed by `native` on one CPU, else by `plain`."""
+def _primitive(name: str, types: Callable[..., Any], plain: Any) -> Primitive:
+    """A primitive with results of these types, computed by `plain`."""
     made = Primitive(f"truenorm_{name}")
     made.multiple_results = True
     implement(made)
     made.def_abstract_eval(lambda *operands, call: types(*operands, call=call))
     mlir.register_lowering(made, mlir.lower_fun(plain, multiple_results=True))
-
-    def lower(context: Any, *operands: Any, **options: Any) -> Any:
-        module, devices = context.module_context, context.module_context.axis_context
-        alone = getattr(devices, "num_devices", None) == 1
-        chosen = native if alone and not module.lowering_parameters.for_export else plain
-        return mlir.lower_fun(chosen, multiple_results=True)(context, *operands, **options)
-
-    if native is not None:
-        mlir.register_lowering(made, lower, platform="cpu")
 
     def batch(operands: Any, axes: Any, **options: Any) -> Any:
         found = jax.vmap(functools.partial(plain, **options), tuple(axes))(*operands)
@@ -183,6 +180,7 @@ class _Half:
         constant: int,
     ) -> None:
         self.primal = primal
+        self.backward = backward
 
         def primal_jvp(primals: Any, tangents: Any, **options: Any) -> Any:
             results = primal.bind(*primals, **options)
@@ -220,9 +218,7 @@ def _of_groups(x: Any, call: Call) -> Any:
 
 
 _moments = _Half(
-    _primitive(
-        "moments", lambda x, call: [_of_groups(x, call)] * 3, _plain_moments, _native_moments
-    ),
+    _primitive("moments", lambda x, call: [_of_groups(x, call)] * 3, plain_moments),
     _primitive(
         "moments_tangent", lambda x, mean, rest, dx, call: [mean, mean], _plain_moments_tangent
     ),
@@ -230,7 +226,6 @@ _moments = _Half(
         "moments_backward",
         lambda x, *operands, call: [x],
         _plain_moments_backward,
-        _native_moments_backward,
     ),
     _plain_moments_tangent,
     _plain_moments_backward,
@@ -239,17 +234,40 @@ _moments = _Half(
     constant=1,
 )
 _apply = _Half(
-    _primitive("apply", lambda x, *operands, call: [x], _plain_apply, _native_apply),
+    _primitive("apply", lambda x, *operands, call: [x], plain_apply),
     _primitive("apply_tangent", lambda x, *operands, call: [x], _plain_apply_tangent),
     _primitive(
         "apply_backward",
         lambda x, gamma, mean, rest, power, dy, call: [x, gamma, gamma, mean, rest, power],
-        _plain_apply_backward,
-        _native_apply_backward,
+        plain_apply_backward,
     ),
     _plain_apply_tangent,
-    _plain_apply_backward,
+    plain_apply_backward,
     lambda operands, _: (operands[0], operands[1], *operands[3:]),
     residual_count=5,
     constant=0,
+)
+
+
+# --- lowering
+
+
+def lower_for(platform: str, *kernels: Any) -> None:
+    """Lower moments, its backward, apply and its backward to these functions for the platform."""
+    for (primitive, plain), fused in zip(_RULES, kernels, strict=True):
+        mlir.register_lowering(primitive, on_one_device(plain, fused), platform=platform)
+
+
+_RULES = (
+    (_moments.primal, plain_moments),
+    (_moments.backward, _plain_moments_backward),
+    (_apply.primal, plain_apply),
+    (_apply.backward, plain_apply_backward),
+)
+lower_for(
+    "cpu",
+    _native_moments,
+    functools.partial(moments_backward, _native_apply),
+    _native_apply,
+    _native_apply_backward,
 )

@@ -190,6 +190,18 @@ def _lowering(plain: Any, fused: Any, split: Any) -> Any:
     return lower
 
 
+def on_one_device(plain: Any, fused: Any) -> Any:
+    """The lowering to kernels on one device alone, and not in a program that is exported."""
+
+    def lower(context: Any, *operands: Any, **options: Any) -> Any:
+        module = context.module_context
+        alone = getattr(module.axis_context, "num_devices", None) == 1
+        chosen = fused if alone and not module.lowering_parameters.for_export else plain
+        return mlir.lower_fun(chosen, multiple_results=True)(context, *operands, **options)
+
+    return lower
+
+
 _RULES = (
     (forward_p, plain_forward, jax_devices.forward),
     (backward_p, plain_backward, jax_devices.backward),

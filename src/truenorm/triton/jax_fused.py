@@ -23,7 +23,7 @@ from truenorm.arrays import jax as arrays
 from truenorm.core.activation import HALF, activate, add
 from truenorm.core.call import Call
 from truenorm.core.plain import Plain
-from truenorm.native.jax_primitives import bind, implement
+from truenorm.native.jax_primitives import bind, implement, on_one_device
 from truenorm.triton import jax_kernels
 
 _plain = Plain(arrays)
@@ -38,11 +38,11 @@ for _primitive in (forward_p, backward_p, tangent_p):
     implement(_primitive)
 
 
-def forward(call: Call, x: Any, gamma: Any, beta: Any, residual: Any = None) -> Any:
-    """The activated y, and s where there is a residual; gamma and beta are of the math's dtype."""
-    operands = (x, gamma, beta) if residual is None else (x, gamma, beta, residual)
-    y, _, *s = bind(forward_p, *operands, call=call)
-    return (y, *s) if s else y
+def forward(call: Call, x: Any, gamma: Any, beta: Any, *residual: Any) -> Any:
+    """The activated y, the statistics, and s where there is a residual; gamma and beta are of the
+    math's dtype.
+    """
+    return bind(forward_p, x, gamma, beta, *residual, call=call)
 
 
 # --- types
@@ -86,9 +86,11 @@ def _function(call: Call) -> Any:
 
 def _plain_forward(x: Any, gamma: Any, beta: Any, *residual: Any, call: Call) -> Any:
     s = tuple(add(arrays, x, one) for one in residual)
-    # Nobody reads the statistics: the plain gradient takes its own.
-    statistics = jnp.zeros((_groups(call, x), 3), gamma.dtype)
-    return _function(call)(*s or (x,), gamma, beta), statistics, *s
+    (x,) = s or (x,)
+    wide = x.astype(jnp.float32) if x.dtype.name in HALF else x
+    y, statistics = _plain.measure(call.alone or call, wide, gamma, beta)
+    y = activate(arrays, call.activation, y).astype(x.dtype)
+    return y, jnp.stack(statistics[:3], -1), *s
 
 
 def _plain_backward(x: Any, gamma: Any, beta: Any, dy: Any, statistics: Any, *, call: Call) -> Any:
@@ -116,23 +118,13 @@ def _backward(x: Any, gamma: Any, beta: Any, dy: Any, statistics: Any, *, call: 
     return _plain_backward(*operands, call=call) if found is None else found
 
 
-def _lowering(plain: Any, fused: Any) -> Any:
-    def lower(context: Any, *operands: Any, **options: Any) -> Any:
-        module = context.module_context
-        alone = getattr(module.axis_context, "num_devices", None) == 1
-        chosen = fused if alone and not module.lowering_parameters.for_export else plain
-        return mlir.lower_fun(chosen, multiple_results=True)(context, *operands, **options)
-
-    return lower
-
-
 _RULES = ((forward_p, _plain_forward, _forward), (backward_p, _plain_backward, _backward))
 
 
 def lower_for(platform: str) -> None:
     """Lower the primitives to kernels where XLA compiles for the platform."""
     for primitive, plain, fused in _RULES:
-        mlir.register_lowering(primitive, _lowering(plain, fused), platform=platform)
+        mlir.register_lowering(primitive, on_one_device(plain, fused), platform=platform)
 
 
 for _primitive, _formula, _ in _RULES:

@@ -29,12 +29,14 @@ def unavailable() -> str | None:
     return None
 
 
-def _launches(call: Call, x: Any) -> Any:
-    if unavailable() is not None or x.size == 0 or isinstance(plan.make(call, x.shape), str):
+def _launches(call: Call, x: Any, halves: bool = False) -> Any:
+    if unavailable() is not None or x.size == 0:
+        return None
+    if isinstance(plan.make(call, x.shape, halves), str):
         return None
     from truenorm.triton import launch
 
-    return launch.make(call, tuple(x.shape), x.dtype == jnp.float64, True)
+    return launch.make(call, tuple(x.shape), x.dtype == jnp.float64, True, halves)
 
 
 def _start(one: Any, inputs: list[Any], outputs: Any, absent: str = "") -> list[Any]:
@@ -98,20 +100,63 @@ def backward(call: Call, x: Any, gamma: Any, beta: Any, dy: Any, statistics: Any
     found = _launches(call, x)
     if found is None:
         return None
-    inputs, left = [x, gamma, beta, dy, statistics], "dgamma dbeta"
-    shapes = [jax.ShapeDtypeStruct(found.shares, gamma.dtype)] * 2
-    shares: list[Any] = []
-    if found.columns is not None:
-        shares = _start(found.columns, inputs, shapes)
-    inside = [] if shares or found.sums_are_shares else shapes
-    absent = "" if inside else left
+    inputs, sums = [x, gamma, beta, dy, statistics], None
+    inside, absent = _left(found, gamma)
     if _is_split(found.backward):
         groups = jax.ShapeDtypeStruct((statistics.size // 3, 2), gamma.dtype)
-        sums, more = _sums(found.backward, inputs, groups, inside, absent)
+        sums, left = _sums(found.backward, inputs, groups, inside, absent)
         (dx,) = _start(found.backward.apply, [*inputs, sums], [x], "dtotal")
-        if found.sums_are_shares:
-            shares = [sums[:, i].reshape(found.shares) for i in (1, 0)]
     else:
-        dx, *more = _start(found.backward, inputs, [x, *inside], f"{absent} dtotal")
-    shares += more
-    return dx, *(one.sum((0, 2, 4)).reshape(gamma.shape) for one in shares)
+        dx, *left = _start(found.backward, inputs, [x, *inside], f"{absent} dtotal")
+    return dx, *_parameter_gradients(found, left, sums, inputs)
+
+
+def moments(call: Call, x: Any) -> Any:
+    """The mean, its rest and the variance of each group."""
+    found = _launches(call, x, halves=True)
+    if found is None:
+        return None
+    dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+    statistics, _ = _sums(found.forward, [x], jax.ShapeDtypeStruct((found.plan.groups, 3), dtype))
+    return tuple(statistics[:, i] for i in range(3))
+
+
+def apply_backward(
+    call: Call, x: Any, gamma: Any, mean: Any, rest: Any, power: Any, dy: Any
+) -> Any:
+    """The gradients in x, gamma, beta, mean, rest and power, as `jax_halves.py` has them."""
+    found = _launches(call, x, halves=True)
+    if found is None:
+        return None
+    inputs = [x, gamma, gamma, dy, jnp.stack([mean, rest, power], -1)]  # beta is not read
+    inside, absent = _left(found, gamma)
+    groups = jax.ShapeDtypeStruct((power.size, 2), power.dtype)
+    sums, (dx, *left) = _sums(found.backward, inputs, groups, [x, *inside], absent)
+    gradients = _parameter_gradients(found, left, sums, inputs)
+    if found.sums_are_shares:
+        _, sets, _, extent, _ = found.shares
+        scaled = sums.reshape(*found.shares, 2) * gamma.reshape(1, sets, 1, extent, 1, 1)
+        sums = scaled.reshape(sums.shape)
+    dmean = -sums[:, 0] / jnp.sqrt(power)
+    dmean = dmean if call.centered else jnp.zeros_like(dmean)
+    return dx, *gradients, dmean, dmean, -0.5 * sums[:, 1] / power
+
+
+def _left(found: Any, gamma: Any) -> tuple[list[Any], str]:
+    """What the backward kernels fill with what is added to the gradients of gamma and beta; or the
+    names of these parameters where they do not.
+    """
+    if found.sums_are_shares or found.columns is not None:
+        return [], "dgamma dbeta"
+    return [jax.ShapeDtypeStruct(found.shares, gamma.dtype)] * 2, ""
+
+
+def _parameter_gradients(found: Any, left: Any, sums: Any, inputs: list[Any]) -> Any:
+    """dgamma and dbeta of what the kernels left."""
+    gamma = inputs[1]
+    if found.columns is not None:
+        shapes = [jax.ShapeDtypeStruct(found.shares, gamma.dtype)] * 2
+        left = _start(found.columns, inputs, shapes)
+    elif found.sums_are_shares:
+        left = [sums[:, i].reshape(found.shares) for i in (1, 0)]
+    return [one.sum((0, 2, 4)).reshape(gamma.shape) for one in left]
