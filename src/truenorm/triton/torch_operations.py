@@ -177,6 +177,9 @@ def apply(
     options = code, groups, epsilon, centered, activation
     if _is_open(x):
         return torch.ops.truenorm.gpu_apply_any(x, gamma, beta, statistics, *options)
+    found, wanted = statistics.shape[0], _moments_shapes(x, *options).shape[0]
+    if found != wanted:
+        raise RuntimeError(f"the statistics are of {found} groups; x has {wanted}")
     y = torch.empty_like(x)
     if x.numel():
         _, passes, _ = _halves(_call(*options), x, gamma, beta)
