@@ -41,7 +41,7 @@ BATCH = {
     "last": Case("", "batch", (3, 7, 13, 12)),
     "last, many": Case("", "batch", (5, 3, 7, 67)),
     "first": Case("", "batch", (7, 6, 5, 9), {"axis": 1}),
-    "first, long": Case("", "batch", (2, 3, 9001), {"axis": 1}),
+    "first, long": Case("", "batch", (2, 2, 1501), {"axis": 1}),
     "first, one sample": Case("", "batch", (1, 5, 40), {"axis": 1}),
     "between": Case("", "batch", (3, 4, 5, 6), {"axis": 2}),
     "two axes": Case("", "batch", (6, 5, 4, 3), {"axis": (1, 3)}),

@@ -36,18 +36,31 @@ SHAPES = {
     "split columns": ("group", (4, 256, 256, 128), {"axis": -1, "groups": 32}),
     "channels first": ("group", (32, 256, 56, 56), {"axis": 1, "groups": 32}),
     "small channels first": ("group", (32, 256, 7, 7), {"axis": 1, "groups": 32}),
+    "batch last": ("batch", (32, 56, 56, 256), {"axis": -1}),
+    "odd batch last": ("batch", (32, 55, 55, 90), {"axis": -1}),
+    "batch first": ("batch", (32, 256, 56, 56), {"axis": 1}),
+    "small batch first": ("batch", (256, 1024, 7, 7), {"axis": 1}),
+    "few samples first": ("batch", (2, 32, 128, 128, 128), {"axis": 1}),
+    "batch of rows": ("batch", (4096, 1024), {"axis": -1}),
 }
+# Of these the halves by themselves, too.
+HALVES = ["rows", "wide rows", "odd rows", "columns", "channels first"]
+HALVES += [shape for shape in SHAPES if "batch" in shape or "samples" in shape]
+EACH = [(shape, False) for shape in SHAPES] + [(shape, True) for shape in HALVES]
+OTHERS = [(shape, False) for shape in ("rows", "wide rows", "pixels", "columns", "split columns")]
+OTHERS += [(shape, halves) for shape in ("batch last", "batch first") for halves in (False, True)]
 # Their sizes are multiples of the 16 bytes that a thread reads at once.
 EVEN = set(SHAPES) - {"odd rows", "odd columns", "many channels", "small channels first"}
+EVEN -= {"odd batch last", "small batch first"}
 OF_X = {"x", "residual", "y", "total", "dy", "dtotal", "dx"}
 NVIDIA = {number: GPUTarget("cuda", number, 32) for number in (80, 90, 100)}
 AMD = GPUTarget("hip", "gfx942", 64)
 
 
-def launches(shape, activation=None):
+def launches(shape, activation=None, halves=False):
     kind, sizes, options = SHAPES[shape]
     call = Call(KINDS[kind].view(sizes, **options), KINDS[kind].centered, 1e-5, activation)
-    return launch.make(call, sizes, False, True)
+    return launch.make(call, sizes, False, True, halves)
 
 
 def compiled(found, dtype, target, residual=False):
@@ -87,9 +100,9 @@ def usage(kernel, folder):
 
 @pytest.mark.parametrize("activation", [None, "silu"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_nothing_spills_and_loads_are_wide(shape, dtype, activation, tmp_path):
-    for one, kernel in compiled(launches(shape, activation), dtype, NVIDIA[90]):
+@pytest.mark.parametrize(("shape", "halves"), EACH)
+def test_nothing_spills_and_loads_are_wide(shape, halves, dtype, activation, tmp_path):
+    for one, kernel in compiled(launches(shape, activation, halves), dtype, NVIDIA[90]):
         registers, stack, shared = usage(kernel, tmp_path)
         assert stack == 0, one
         assert registers * 32 * one.warps <= 65536
@@ -99,16 +112,18 @@ def test_nothing_spills_and_loads_are_wide(shape, dtype, activation, tmp_path):
 
 
 @pytest.mark.parametrize("target", [80, 100])
-@pytest.mark.parametrize("shape", ["rows", "wide rows", "pixels", "columns", "split columns"])
-def test_other_generations(shape, target, tmp_path):
-    for one, kernel in compiled(launches(shape), "bf16", NVIDIA[target], residual=True):
+@pytest.mark.parametrize(("shape", "halves"), OTHERS)
+def test_other_generations(shape, halves, target, tmp_path):
+    for one, kernel in compiled(
+        launches(shape, None, halves), "bf16", NVIDIA[target], residual=True
+    ):
         _, stack, _ = usage(kernel, tmp_path)
         assert stack <= 16, one
 
 
-@pytest.mark.parametrize("shape", ["rows", "wide rows", "pixels", "columns", "split columns"])
-def test_amd(shape):
-    for one, kernel in compiled(launches(shape, "gelu"), "bf16", AMD, residual=True):
+@pytest.mark.parametrize(("shape", "halves"), OTHERS)
+def test_amd(shape, halves):
+    for one, kernel in compiled(launches(shape, "gelu", halves), "bf16", AMD, residual=True):
         spills = re.findall(r"[sv]gpr_spill_count: *(\d+)", kernel.asm["amdgcn"])
         assert spills, one
         assert not any(map(int, spills)), one

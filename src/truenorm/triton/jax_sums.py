@@ -30,7 +30,7 @@ def looped_sum(
     x, gamma, beta, residual, y, statistics, total,
     rows, bundled, width, chunk, stretch, alike, every, sets,
     EPSILON: tl.constexpr, CENTERED: tl.constexpr, ACTIVATION: tl.constexpr,
-    ALONG_ROWS: tl.constexpr,
+    ALONG_ROWS: tl.constexpr, UNIFORM: tl.constexpr,
     GROUPS: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr,
     EXACT: tl.constexpr, WIDE: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
@@ -38,6 +38,6 @@ def looped_sum(
     looped_forward.looped_forward(
         x, gamma, beta, y, statistics, residual, total,
         rows, bundled, width, chunk, stretch, alike, every, sets,
-        EPSILON, CENTERED, ACTIVATION, ALONG_ROWS,
+        EPSILON, CENTERED, ACTIVATION, ALONG_ROWS, UNIFORM,
         GROUPS, WIDTH, HEIGHT, EXACT, WIDE, COMPUTE,
     )  # fmt: skip

@@ -185,7 +185,7 @@ def _looped(call: Call, how: Looped, double: bool, halves: bool) -> Launches:
         looped_forward.combine_statistics, looped_forward.looped_apply,
     )  # fmt: skip
     backward = launches(
-        ragged or call.activation is not None, looped_backward.looped_backward,
+        ragged or halves or call.activation is not None, looped_backward.looped_backward,
         looped_backward.given_backward if halves else looped_backward.chunk_sums,
         looped_backward.combine_sums, None if halves else looped_backward.looped_gradient,
     )  # fmt: skip

@@ -11,7 +11,14 @@ import triton
 import triton.language as tl
 
 from truenorm.triton.common import inverse_deviation, slope
-from truenorm.triton.looped_forward import chunk_of, group_sums, leading, parameter, tile
+from truenorm.triton.looped_forward import (
+    chunk_of,
+    group_sums,
+    leading,
+    of_groups,
+    parameter,
+    tile,
+)
 
 
 @triton.jit
@@ -38,6 +45,9 @@ def _chunk_sums(
     Unless UNIFORM, what is added to the gradients of gamma and beta is left (outer, bundles, rows)
     where they vary along the rows, and (outer, chunks, bundled * width) otherwise.
     """
+    scale, shift = of_groups(
+        gamma, beta, owner, group, rows, bundled, width, alike, UNIFORM, COMPUTE
+    )
     first = tl.zeros([HEIGHT, GROUPS * WIDTH], COMPUTE)
     second = tl.zeros([HEIGHT, GROUPS * WIDTH], COMPUTE)
     for row in range(start, end, HEIGHT):
@@ -45,13 +55,13 @@ def _chunk_sums(
             row_first = tl.zeros([HEIGHT, GROUPS * WIDTH], COMPUTE)
             row_second = tl.zeros([HEIGHT, GROUPS * WIDTH], COMPUTE)
         for column in range(left, right, WIDTH):
-            g, xhat, place, inside, scale = _looped_pair(
-                x, gamma, beta, dy, mean, rest, rstd, owner, row, column, end,
-                rows, bundled, width, alike, bundle, CENTERED, ACTIVATION, ALONG_ROWS,
+            g, xhat, place, inside, factor = _looped_pair(
+                x, gamma, beta, scale, shift, dy, mean, rest, rstd, owner, row, column, end,
+                rows, bundled, width, alike, bundle, CENTERED, ACTIVATION, ALONG_ROWS, UNIFORM,
                 GROUPS, WIDTH, HEIGHT, EXACT, WIDE, COMPUTE,
             )  # fmt: skip
             if dx is not None:
-                found = g * scale * rstd[None, :]
+                found = g * factor * rstd[None, :]
                 tl.store(dx + place, found.to(dx.dtype.element_ty), mask=inside)
             if ALONG_ROWS:
                 row_first += g
@@ -96,29 +106,32 @@ def _chunk_sums(
 @triton.jit
 def _write(
     x, gamma, beta, dy, dx, dtotal, mean, rest, rstd, first, second, owner, start, end, left, right,
-    bundle, rows, bundled, width, alike,
+    bundle, group, rows, bundled, width, alike,
     CENTERED: tl.constexpr, ACTIVATION: tl.constexpr,
     ALONG_ROWS: tl.constexpr, UNIFORM: tl.constexpr,
     GROUPS: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr,
     EXACT: tl.constexpr, WIDE: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """dx of a chunk, from the sums of its groups."""
+    scale, shift = of_groups(
+        gamma, beta, owner, group, rows, bundled, width, alike, UNIFORM, COMPUTE
+    )
     share = tl.full([], 1.0, COMPUTE) / rows / width
     first *= share
     second *= share
     for row in range(start, end, HEIGHT):
         for column in range(left, right, WIDTH):
-            g, xhat, place, inside, scale = _looped_pair(
-                x, gamma, beta, dy, mean, rest, rstd, owner, row, column, end,
-                rows, bundled, width, alike, bundle, CENTERED, ACTIVATION, ALONG_ROWS,
+            g, xhat, place, inside, factor = _looped_pair(
+                x, gamma, beta, scale, shift, dy, mean, rest, rstd, owner, row, column, end,
+                rows, bundled, width, alike, bundle, CENTERED, ACTIVATION, ALONG_ROWS, UNIFORM,
                 GROUPS, WIDTH, HEIGHT, EXACT, WIDE, COMPUTE,
             )  # fmt: skip
-            found = g if UNIFORM else g * scale
+            found = g if UNIFORM else g * factor
             found = found - xhat * second[None, :]
             if CENTERED:
                 found = found - first[None, :]
             if UNIFORM:
-                found = found * scale
+                found = found * factor
             found = found * rstd[None, :]
             if dtotal is not None:
                 found += tl.load(dtotal + place, mask=inside, other=0.0).to(COMPUTE)
@@ -160,7 +173,7 @@ def looped_backward(
         tl.store(dbeta + at, first, mask=lead)
     _write(
         x, gamma, beta, dy, dx, dtotal, mean, rest, rstd, first, second, owner, start, end, left,
-        right, bundle, rows, bundled, width, alike, CENTERED, ACTIVATION,
+        right, bundle, group, rows, bundled, width, alike, CENTERED, ACTIVATION,
         ALONG_ROWS, UNIFORM, GROUPS, WIDTH, HEIGHT, EXACT, WIDE, COMPUTE,
     )  # fmt: skip
 
@@ -258,7 +271,8 @@ def looped_gradient(
     second = tl.load(sums + at + 1, mask=exists, other=0.0)
     _write(
         x + begin, gamma, beta, dy + begin, dx + begin, dtotal, mean, rest, rstd, first, second,
-        (outer // every) % sets, start, end, left, right, bundle, rows, bundled, width, alike,
+        (outer // every) % sets, start, end, left, right, bundle, group,
+        rows, bundled, width, alike,
         CENTERED, ACTIVATION,
         ALONG_ROWS, UNIFORM, GROUPS, WIDTH, HEIGHT, EXACT, WIDE, COMPUTE,
     )  # fmt: skip
@@ -266,9 +280,10 @@ def looped_gradient(
 
 @triton.jit
 def _looped_pair(
-    x, gamma, beta, dy, mean, rest, rstd, owner, row, column, end,
+    x, gamma, beta, scale, shift, dy, mean, rest, rstd, owner, row, column, end,
     rows, bundled, width, alike, bundle,
-    CENTERED: tl.constexpr, ACTIVATION: tl.constexpr, ALONG_ROWS: tl.constexpr,
+    CENTERED: tl.constexpr, ACTIVATION: tl.constexpr,
+    ALONG_ROWS: tl.constexpr, UNIFORM: tl.constexpr,
     GROUPS: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr,
     EXACT: tl.constexpr, WIDE: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
@@ -281,18 +296,16 @@ def _looped_pair(
     if CENTERED:
         xhat = (xhat - mean[None, :]) - rest[None, :]
     xhat = tl.where(inside, xhat * rstd[None, :], 0.0)
-    scale = 1.0
-    if gamma is not None:
+    if not UNIFORM and gamma is not None:
         scale = parameter(
             gamma, owner, b, across, end, rows, bundled, width, alike, ALONG_ROWS, COMPUTE
         )
     if ACTIVATION is not None:
-        u = xhat * scale
-        if beta is not None:
-            u = u + parameter(
+        if not UNIFORM and beta is not None:
+            shift = parameter(
                 beta, owner, b, across, end, rows, bundled, width, alike, ALONG_ROWS, COMPUTE
             )
-        g = tl.where(inside, g * slope(u, ACTIVATION), 0.0)
+        g = tl.where(inside, g * slope(xhat * scale + shift, ACTIVATION), 0.0)
     return g, xhat, place, inside, scale
 
 

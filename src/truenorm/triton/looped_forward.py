@@ -86,6 +86,29 @@ def parameter(
 
 
 @triton.jit
+def of_groups(
+    gamma, beta, owner, group, rows, bundled, width, alike,
+    UNIFORM: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """gamma and beta for all tiles of a program where they are one number for each group (UNIFORM),
+    (1, columns); one and zero where they are not there, and where each tile reads its own.
+    """
+    scale = 1.0
+    shift = 0.0
+    if UNIFORM:
+        first = group * width
+        if gamma is not None:
+            scale = parameter(
+                gamma, owner, first, first, rows, rows, bundled, width, alike, False, COMPUTE
+            )
+        if beta is not None:
+            shift = parameter(
+                beta, owner, first, first, rows, rows, bundled, width, alike, False, COMPUTE
+            )
+    return scale, shift
+
+
+@triton.jit
 def _looped_sums(
     x, residual, pivot, root, start, end, left, right, bundled, width, bundle,
     CENTERED: tl.constexpr,
@@ -168,12 +191,16 @@ def store_statistics(pointer, group, mask, mean, rest, variance):
 @triton.jit
 def _write(
     x, gamma, beta, y, residual, total, mean, rest, rstd, owner, start, end, left, right, bundle,
-    rows, bundled, width, alike,
-    CENTERED: tl.constexpr, ACTIVATION: tl.constexpr, ALONG_ROWS: tl.constexpr,
+    group, rows, bundled, width, alike,
+    CENTERED: tl.constexpr, ACTIVATION: tl.constexpr,
+    ALONG_ROWS: tl.constexpr, UNIFORM: tl.constexpr,
     GROUPS: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr,
     EXACT: tl.constexpr, WIDE: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """y of a chunk, and the sum with the residual."""
+    scale, shift = of_groups(
+        gamma, beta, owner, group, rows, bundled, width, alike, UNIFORM, COMPUTE
+    )
     for row in range(start, end, HEIGHT):
         for column in range(left, right, WIDTH):
             place, inside, b, across = tile(
@@ -185,16 +212,19 @@ def _write(
             if CENTERED:
                 u = (u - mean[None, :]) - rest[None, :]
             u = u * rstd[None, :]
-            if gamma is not None:
-                u = u * parameter(
-                    gamma, owner, b, across, end, rows, bundled, width, alike,
-                    ALONG_ROWS, COMPUTE,
-                )  # fmt: skip
-            if beta is not None:
-                u = u + parameter(
-                    beta, owner, b, across, end, rows, bundled, width, alike,
-                    ALONG_ROWS, COMPUTE,
-                )  # fmt: skip
+            if UNIFORM:
+                u = u * scale + shift
+            else:
+                if gamma is not None:
+                    u = u * parameter(
+                        gamma, owner, b, across, end, rows, bundled, width, alike,
+                        ALONG_ROWS, COMPUTE,
+                    )  # fmt: skip
+                if beta is not None:
+                    u = u + parameter(
+                        beta, owner, b, across, end, rows, bundled, width, alike,
+                        ALONG_ROWS, COMPUTE,
+                    )  # fmt: skip
             u = activate(u, ACTIVATION)
             tl.store(y + place, u.to(y.dtype.element_ty), mask=inside)
 
@@ -204,7 +234,7 @@ def looped_forward(
     x, gamma, beta, y, statistics, residual, total,
     rows, bundled, width, chunk, stretch, alike, every, sets,
     EPSILON: tl.constexpr, CENTERED: tl.constexpr, ACTIVATION: tl.constexpr,
-    ALONG_ROWS: tl.constexpr,
+    ALONG_ROWS: tl.constexpr, UNIFORM: tl.constexpr,
     GROUPS: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr,
     EXACT: tl.constexpr, WIDE: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
@@ -228,8 +258,9 @@ def looped_forward(
     _write(
         x, gamma, beta, y + begin, residual, total,
         mean, rest, inverse_deviation(variance, EPSILON),
-        (outer // every) % sets, start, end, left, right, bundle, rows, bundled, width, alike,
-        CENTERED, ACTIVATION, ALONG_ROWS, GROUPS, WIDTH, HEIGHT, EXACT, WIDE, COMPUTE,
+        (outer // every) % sets, start, end, left, right, bundle, group,
+        rows, bundled, width, alike, CENTERED, ACTIVATION, ALONG_ROWS, UNIFORM,
+        GROUPS, WIDTH, HEIGHT, EXACT, WIDE, COMPUTE,
     )  # fmt: skip
 
 
@@ -296,7 +327,7 @@ def looped_apply(
     x, gamma, beta, statistics, y,
     rows, bundled, width, chunk, stretch, alike, every, sets,
     EPSILON: tl.constexpr, CENTERED: tl.constexpr, ACTIVATION: tl.constexpr,
-    ALONG_ROWS: tl.constexpr,
+    ALONG_ROWS: tl.constexpr, UNIFORM: tl.constexpr,
     GROUPS: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr,
     EXACT: tl.constexpr, WIDE: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
@@ -312,6 +343,7 @@ def looped_apply(
     _write(
         x + begin, gamma, beta, y + begin, None, None,
         mean, rest, inverse_deviation(variance, EPSILON),
-        (outer // every) % sets, start, end, left, right, bundle, rows, bundled, width, alike,
-        CENTERED, ACTIVATION, ALONG_ROWS, GROUPS, WIDTH, HEIGHT, EXACT, WIDE, COMPUTE,
+        (outer // every) % sets, start, end, left, right, bundle, group,
+        rows, bundled, width, alike, CENTERED, ACTIVATION, ALONG_ROWS, UNIFORM,
+        GROUPS, WIDTH, HEIGHT, EXACT, WIDE, COMPUTE,
     )  # fmt: skip

@@ -23,6 +23,9 @@ HELD_COLUMN = 512
 # Elements in a tile of the loops, on 16 warps: with two tiles in flight these are 16384, which was
 # the fastest of 4096 to 65536, and 16 in each thread, which do not spill.
 TILE = 8192
+# The widest tile for channels of a batch that are long runs of memory: a tile of several rows of it
+# takes fewer registers for places than one long row.
+STRIP = 1024
 # Channels that one program of the loops takes: 32 and 64 were alike where a group has several
 # channels, and 16 the best where it has one.
 BUNDLE = 32
@@ -129,7 +132,7 @@ class Looped:
     @property
     def padded_width(self) -> int:
         """The width of a tile for one group."""
-        return min(power(self.width), TILE)
+        return min(power(self.width), STRIP if self.batch and self.uniform else TILE)
 
     @property
     def bundle(self) -> int:
