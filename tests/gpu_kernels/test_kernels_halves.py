@@ -11,27 +11,22 @@ from halves import Point
 from promise import Expected
 from truenorm.core.call import Statistics
 from truenorm.core.engine import use_implementation
-from truenorm.triton import launch, plan
+from truenorm.triton import plan
 from truenorm.triton import torch as engine
 
 ALL = WAYS | BATCH
 EACH = [(way, "float32") for way in ALL]
-EACH += [(way, one) for way in ("last", "first", "wide rows") for one in DTYPES if one != "float32"]
+# Not in bfloat16, which the interpreter cuts off instead of rounding.
+EACH += [(way, one) for way in ("last", "first", "wide rows") for one in ("float64", "float16")]
 pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")
 
 
 @pytest.fixture(params=[False, True], ids=["", "chunks"])
-def chunks(request, monkeypatch):
-    """Whether samples and batches have the chunks of large ones: these would take minutes."""
+def chunks(request):
+    """Whether small samples and batches are split."""
     if request.param:
-        monkeypatch.setattr(plan, "TILE", 128)
-        monkeypatch.setattr(plan, "BATCH_PROGRAMS", 7)
-        monkeypatch.setattr(plan, "SPLIT_ABOVE", 64)
-        monkeypatch.setattr(plan, "SPLIT_TO", 32)
-        monkeypatch.setattr(plan, "MOST_CHUNKS", 5)
-        launch.make.cache_clear()
-    yield request.param
-    launch.make.cache_clear()
+        request.getfixturevalue("small_samples_are_split")
+    return request.param
 
 
 class Training(Run):
@@ -86,14 +81,16 @@ def test_training(way, dtype, mean, sd, act, chunks):
 
 
 def test_batches_have_the_chunks_that_these_tests_are_about(chunks):
-    found = {
-        way: plan.make(Run(case).call, case.shape)
-        for way, case in BATCH.items()
-        if not Run(case).call.view.transposed
-    }
-    cut = {way for way, one in found.items() if isinstance(one, plan.Looped) and one.chunks > 1}
-    across = {way for way in cut if found[way].stretch < found[way].width}
-    assert cut == (set(found) if chunks else set())
+    found = {}
+    for way, case in BATCH.items():
+        one = plan.make(Run(case).call, case.shape)
+        if isinstance(one, plan.Looped) and one.batch:
+            found[way] = one
+    assert set(found) == set(BATCH) - {"first, one sample", "two axes"}
+    assert {way for way, one in found.items() if one.chunks > 1} == (
+        set(found) if chunks else set()
+    )
+    across = {way for way, one in found.items() if one.stretch < one.width}
     assert across == ({"first, long"} if chunks else set())
 
 
@@ -296,4 +293,6 @@ def test_the_module_trains_and_infers(axis, options):
                 found += [y, *torch.autograd.grad((y**3).sum(), (inputs, *one.parameters()))]
         results.append([*found, module.running_mean, module.running_var])
     for plain, fused in zip(*results, strict=True):
-        torch.testing.assert_close(fused, plain, rtol=2e-5, atol=2e-5 * float(plain.abs().max()))
+        torch.testing.assert_close(
+            fused, plain, rtol=2e-5, atol=2e-5 * float(plain.detach().abs().max())
+        )

@@ -62,17 +62,6 @@ def test_activation_and_residual_in_other_dtypes(way, act, dtype):
     holds(Run(WAYS[way], dtype, act=act, residual=True).errors())
 
 
-@pytest.fixture
-def small_samples_are_split(monkeypatch):
-    """As large ones are: these would take the interpreter minutes."""
-    monkeypatch.setattr(plan, "SPLIT_ABOVE", 64)
-    monkeypatch.setattr(plan, "SPLIT_TO", 32)
-    monkeypatch.setattr(plan, "MOST_CHUNKS", 5)
-    launch.make.cache_clear()
-    yield
-    launch.make.cache_clear()
-
-
 SPLIT = [
     way for way, case in WAYS.items() if isinstance(plan.make(Run(case).call, case.shape), Looped)
 ]

@@ -19,13 +19,14 @@ import torch
 
 import truenorm.jax
 from cases import EPSILON
-from gpu_kernels.running import WAYS
+from gpu_kernels.running import BATCH, WAYS
+from halves import Point
 from promise import Expected
 from truenorm.core import engine as choice
-from truenorm.core.call import Call
-from truenorm.native import jax_primitives
+from truenorm.core.call import Call, Statistics
+from truenorm.native import jax_halves, jax_primitives
 from truenorm.triton import jax as engine
-from truenorm.triton import jax_fused, jax_kernels, launch, plan
+from truenorm.triton import jax_fused, jax_kernels
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")
 started = []
@@ -70,16 +71,6 @@ def stand_in(monkeypatch):
     started.clear()
     yield
     jax_kernels.unavailable.cache_clear()
-
-
-@pytest.fixture
-def small_samples_are_split(monkeypatch):
-    monkeypatch.setattr(plan, "SPLIT_ABOVE", 64)
-    monkeypatch.setattr(plan, "SPLIT_TO", 32)
-    monkeypatch.setattr(plan, "MOST_CHUNKS", 3)
-    launch.make.cache_clear()
-    yield
-    launch.make.cache_clear()
 
 
 @pytest.mark.parametrize("split", [False, True], ids=["", "split"])
@@ -137,6 +128,7 @@ def cpu_is_a_gpu():
     """XLA's CPU takes what is lowered for GPUs: this process has no other use for it."""
     jax_primitives.lower_for("cpu", engine._forward, engine._backward)
     jax_fused.lower_for("cpu")
+    jax_halves.lower_for("cpu", *engine.HALVES)
 
 
 def front(way, activation=None, residual=False, implementation=None):
@@ -153,7 +145,7 @@ def front(way, activation=None, residual=False, implementation=None):
 
 
 def operands(way, dtype="float32"):
-    case, rng = WAYS[way], np.random.default_rng(0)
+    case, rng = (WAYS | BATCH)[way], np.random.default_rng(0)
     x, other, dy = (jnp.asarray(rng.standard_normal(case.shape), dtype) for _ in range(3))
     gamma, beta = (
         jnp.asarray(rng.standard_normal(case.parameter_shape), "float32") for _ in range(2)
@@ -221,6 +213,80 @@ def test_other_derivatives_of_what_is_fused(way, residual, cpu_is_a_gpu):
 
     for a, b in zip(jax.tree.leaves(each(fused)), jax.tree.leaves(each(plain)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * float(jnp.max(jnp.abs(b))))
+
+
+HALVED = ["rows", "pixels, per sample", "columns", "wide rows", "rms", *BATCH]
+
+
+@pytest.mark.parametrize("split", [False, True], ids=["", "split"])
+@pytest.mark.parametrize("way", HALVED)
+def test_halves(way, split, cpu_is_a_gpu, request):
+    """What sums over groups is by kernels: the statistics, and the gradient of given ones."""
+    if split:
+        request.getfixturevalue("small_samples_are_split")
+    point = Point((WAYS | BATCH)[way])
+    other = point.other()
+    drest, dvariance = point.rng.standard_normal((2, point.mean.size)).astype("float32")
+    x, gamma, beta, dy = map(jnp.asarray, (point.x, point.gamma, point.beta, point.dy))
+    beta = beta if point.case.has_beta else None
+
+    @jax.jit
+    def moments(x):
+        found, pullback = jax.vjp(functools.partial(engine.moments, point.call), x)
+        zero = jnp.zeros_like(found.mean)
+        return found, *pullback(type(found)(zero, drest, dvariance, zero))
+
+    @jax.jit
+    def apply(*operands):
+        def y(x, gamma, beta, variance, mean, rest):
+            statistics = Statistics(mean, rest, variance, other[3])
+            return engine.apply(point.call, x, statistics, gamma, beta)
+
+        found, pullback = jax.vjp(y, *operands)
+        return found, pullback(dy)
+
+    found, dx = moments(x)
+    point.check_statistics(list(map(np.asarray, found)))
+    point.check_gradient_of_statistics(np.asarray(dx), drest, dvariance)
+    assert set(started) in ({"chunk_statistics"}, {"chunk_statistics", "combine_statistics"})
+    started.clear()
+    mean, rest, variance, _ = map(jnp.asarray, other)
+    y, (dx, *gradients) = apply(x, gamma, beta, variance, mean, rest)
+    gradients = [np.asarray(one) for one in gradients if one is not None]
+    if not point.case.centered:
+        gradients = gradients[:-2]
+    point.check_y_of(other, np.asarray(y), np.asarray(dx), gradients)
+    assert started[0] == "given_backward"
+
+
+@pytest.mark.parametrize("activation", [None, "silu"])
+@pytest.mark.parametrize("split", [False, True], ids=["", "split"])
+@pytest.mark.parametrize("way", BATCH)
+def test_batch_normalization(way, split, activation, cpu_is_a_gpu, request):
+    """Training, as users call it, is the plain formula's, with the moving statistics."""
+    if split:
+        request.getfixturevalue("small_samples_are_split")
+    case, (x, gamma, beta, _, dy) = BATCH[way], operands(way)
+    moving = jnp.zeros_like(gamma), jnp.ones_like(gamma)
+
+    def both(implementation):
+        def y(x, gamma, beta):
+            return truenorm.jax.batch_norm(
+                3 + x, gamma, beta, *moving, axis=case.options.get("axis", -1),
+                activation=activation, implementation=implementation,
+            )  # fmt: skip
+
+        def run(*given):
+            found, pullback, after = jax.vjp(y, *given, has_aux=True)
+            return found, after, pullback(dy)
+
+        return jax.jit(run)(x, gamma, beta)
+
+    found = both(None)
+    assert started
+    assert not set(started) & {"given_backward"}
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(both("plain")), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=3e-5)
 
 
 def test_the_gpu_comes_first_where_jax_computes_on_one():

@@ -38,8 +38,9 @@ SPLIT_ABOVE = 1 << 18
 SPLIT_TO = 1 << 15
 MOST_CHUNKS = 64
 # Where samples share statistics there is one batch: bundles of 32 to 64 channels on 264 to 1056
-# programs were the best, with a tile or more for each.
+# programs were the best, of BATCH_TO elements or more.
 BATCH_PROGRAMS = 528
+BATCH_TO = TILE
 LARGEST = 2**31 - 1 - 2 * TILE  # what 32 bits count, with the tiles beyond an end
 # Programs that walk over the groups and keep what they add to the gradients of gamma and beta: two
 # for each multiprocessor of an H100. The same on every device, as the order of the sums is.
@@ -258,12 +259,12 @@ def _columns(
 
 def _split(plan: Looped) -> Looped:
     """The plan, with its samples in chunks where they are large and would have few programs."""
-    if not plan.count:
+    if not plan.count * plan.groups:
         return plan
     slab = plan.count * plan.bundle
     wanted = 1
     if plan.batch:
-        wanted = min(-(-BATCH_PROGRAMS // plan.bundles), slab // TILE)
+        wanted = min(-(-BATCH_PROGRAMS // plan.bundles), slab // BATCH_TO)
     elif plan.bundles < FEW and slab >= SPLIT_ABOVE:
         wanted = min(-(-MOST_CHUNKS // plan.bundles), slab // SPLIT_TO)
     chunk = -(-plan.rows // max(min(wanted, plan.rows), 1))
