@@ -33,9 +33,9 @@ ACTIVATIONS = ("relu", "silu", "gelu", "gelu_tanh")
 
 def runs(interpreted):
     """What is computed: way or shape, and the options of `gpu_kernels.running.Run`."""
-    from gpu_kernels.running import WAYS
+    from gpu_kernels.running import BATCH, WAYS
 
-    ways = ["rows", "columns"] if interpreted else list(WAYS)
+    ways = ["rows", "columns", "batch: last"] if interpreted else [*WAYS, *map(of_batch, BATCH)]
     for way in ways:
         for dtype in DTYPES[:2] if interpreted else DTYPES:
             yield way, {"dtype": dtype}
@@ -64,14 +64,24 @@ LARGE = {
     "group last, split": ("group", (2, 256, 256, 128), {"groups": 32}),
     "instance last, split": ("instance", (2, 128, 128, 64), {}),
     "group first": ("group", (4, 256, 56, 56), {"groups": 32, "axis": 1}),
+    "batch last": ("batch", (8, 56, 56, 256), {}),
+    "batch first": ("batch", (8, 256, 56, 56), {"axis": 1}),
+    "batch first, few samples": ("batch", (2, 8, 1024, 1024), {"axis": 1}),
+    "batch of rows": ("batch", (4096, 1024), {}),
 }
+
+
+def of_batch(way):
+    """A way of batch normalization by its name here."""
+    return f"batch: {way}"
 
 
 def case_of(way):
     from cases import Case
-    from gpu_kernels.running import WAYS
+    from gpu_kernels.running import BATCH, WAYS
 
-    return WAYS[way] if way in WAYS else Case(way, *LARGE[way])
+    cases = WAYS | {of_batch(one): case for one, case in BATCH.items()}
+    return cases[way] if way in cases else Case(way, *LARGE[way])
 
 
 def torch_numbers(task):
@@ -92,7 +102,8 @@ def torch_numbers(task):
         ]
         pairs = {"y": (run.y, again.y), "dx": (run.x.grad, again.x.grad)}
         pairs["dgamma"] = run.gamma.grad, again.gamma.grad
-        if 0 in case.view.parameter_axes or case.shape[0] > 1:
+        mixes = case.function == "batch"
+        if not mixes and (0 in case.view.parameter_axes or case.shape[0] > 1):
             alone = Run(case, device=device, **options)
             kept = ("gamma", "beta") if case.per_sample else ()
             for one in (
@@ -247,6 +258,27 @@ def torch_checks():
         wanted = F.group_norm(x.double(), 8, implementation="plain")
         torch.testing.assert_close(y.double(), wanted, rtol=2e-6, atol=4e-6)
 
+    def halves():
+        """Training by halves, as over several devices, and inference, on the module's path."""
+        from truenorm.core.call import Call
+        from truenorm.core.kinds import KINDS
+        from truenorm.torch import functional
+
+        for shape, axis in (((8, 28, 28, 96), -1), ((8, 96, 28, 28), 1), ((2, 8, 512, 512), 1)):
+            call = Call(KINDS["batch"].view(shape, axis), True, 1e-5)
+            given = draw(*shape) + 10, draw(shape[axis]), draw(shape[axis])
+            dy, results = draw(*shape), []
+            for name, dtype in (("triton", torch.float32), ("plain", torch.float64)):
+                engine = next(one for one in functional.FRONT.engines if one.name == name)
+                x, gamma, beta = (one.to(dtype).requires_grad_() for one in given)
+                statistics = engine.moments(call, x)
+                y = engine.apply(call, x, statistics, gamma, beta)
+                gradients = torch.autograd.grad(y, (x, gamma, beta), dy.to(dtype))
+                results.append((y, statistics.variance, *gradients))
+            for found, wanted in zip(*results, strict=True):
+                size = float(wanted.detach().abs().max())
+                torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5 * size)
+
     def many_rows():
         x = draw(2_200_000, 1024, dtype=torch.bfloat16)
         y = F.layer_norm(x, 1024)
@@ -261,7 +293,7 @@ def torch_checks():
 
     checks = (
         second_stream, cuda_graph, compiled, autocast, other_device, channels_last_memory,
-        many_rows, large_sample,
+        halves, many_rows, large_sample,
     )  # fmt: skip
     for one in checks:
         yield check(one.__name__.replace("_", " "), one)

@@ -13,7 +13,7 @@ DTYPES = ("float32", "bfloat16")
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One normalization of one tensor.
+    """One normalization of one tensor; of a batch as in training, without moving statistics.
 
     Attributes:
         name: as the table has it.
@@ -58,6 +58,15 @@ CASES = (
     Case("instance first, 16 x 64 x 128 x 128", "instance", (16, 64, 128, 128), 1),
     Case("group + SiLU last, 32 x 56 x 56 x 256", "group", (32, 56, 56, 256), -1, 32, "silu"),
     Case("add + RMS, rows 16384 x 4096", "rms", (16384, 4096), fused="add"),
+    Case("batch last, 32 x 56 x 56 x 256", "batch", (32, 56, 56, 256)),
+    Case("batch last, 256 x 14 x 14 x 1024", "batch", (256, 14, 14, 1024)),
+    Case("batch last, 16 x 128 x 128 x 64", "batch", (16, 128, 128, 64)),
+    Case("batch first, 32 x 256 x 56 x 56", "batch", (32, 256, 56, 56), 1),
+    Case("batch first, 256 x 1024 x 14 x 14", "batch", (256, 1024, 14, 14), 1),
+    Case("batch first, 16 x 64 x 128 x 128", "batch", (16, 64, 128, 128), 1),
+    Case("batch first, 2 x 32 x 128 x 128 x 128", "batch", (2, 32, 128, 128, 128), 1),
+    Case("batch + SiLU last, 32 x 56 x 56 x 256", "batch", (32, 56, 56, 256), fused="silu"),
+    Case("small batch, 4096 x 1024", "batch", (4096, 1024)),
     Case("small group last, 32 x 26 x 26 x 10", "group", (32, 26, 26, 10), -1, 5),
 )  # fmt: skip
 # The same ways through the program at sizes that a test has time for.
@@ -67,6 +76,8 @@ TINY = (
     Case("group + SiLU last", "group", (2, 4, 4, 6), -1, 3, "silu"),
     Case("instance last", "instance", (2, 4, 4, 6)),
     Case("add + RMS, rows", "rms", (8, 16), fused="add"),
+    Case("batch + SiLU first", "batch", (2, 6, 4, 4), 1, fused="silu"),
+    Case("batch last", "batch", (2, 4, 4, 6)),
 )
 
 Candidates = Iterator[tuple[str, Callable[..., Any]]]
@@ -90,6 +101,8 @@ def torch_candidates(case: Case) -> Candidates:
                 return function(x, case.groups, gamma, beta, **more)
             if case.kind == "instance":
                 return function(x, weight=gamma, bias=beta, **more)
+            if case.kind == "batch":
+                return function(x, None, None, gamma, beta, training=True, **more)
             given = (gamma,) if case.kind == "rms" else (gamma, beta)
             return function(x, case.size, *given, **more)
 
@@ -108,7 +121,7 @@ def torch_candidates(case: Case) -> Candidates:
     if case.fused:
         yield "truenorm, apart", apart
         yield "truenorm, without", lambda x, gamma, beta, residual: alone(x, gamma, beta, None)
-    if case.name.startswith("group last, 32"):
+    if case.name.startswith(("group last, 32", "batch last, 32", "batch first, 32")):
         yield "truenorm, plain", ours("plain")
     peer = _torch_peer(case)
     torch.compiler.reset()  # else it gives up at the ninth case, as at the ninth shape of one
@@ -134,6 +147,8 @@ def _torch_peer(case: Case) -> Callable[..., Any]:
             y = functional.group_norm(z, case.groups or 1, gamma, beta, EPSILON)
         elif case.kind == "instance":
             y = functional.instance_norm(z, weight=gamma, bias=beta, eps=EPSILON)
+        elif case.kind == "batch":
+            y = functional.batch_norm(z, None, None, gamma, beta, training=True, eps=EPSILON)
         elif case.kind == "rms":
             y = functional.rms_norm(z, (case.size,), gamma, EPSILON)
         else:
@@ -163,15 +178,18 @@ def _keras(case: Case) -> Callable[..., Any]:
     layer = {
         "layer": lambda: keras.layers.LayerNormalization(axis=case.axis, epsilon=EPSILON),
         "rms": lambda: keras.layers.RMSNormalization(axis=case.axis, epsilon=EPSILON),
+        "batch": lambda: keras.layers.BatchNormalization(axis=case.axis, epsilon=EPSILON),
     }.get(
         case.kind,
         lambda: keras.layers.GroupNormalization(groups, axis=case.axis, epsilon=EPSILON),
     )()
     layer.build(case.shape)
+    options = {"training": True} if case.kind == "batch" else {}
 
     def run(x: Any, gamma: Any, beta: Any, residual: Any) -> Any:
         given = [gamma] if case.kind == "rms" else [gamma, beta]
-        return layer.stateless_call(given, [], x)[0]
+        moving = [one.value for one in layer.non_trainable_variables]
+        return layer.stateless_call(given, moving, x, **options)[0]
 
     return run
 
@@ -202,7 +220,8 @@ def jax_candidates(case: Case) -> Candidates:
 
     def ours(x: Any, gamma: Any, beta: Any, residual: Any) -> Any:
         more = options | ({} if residual is None else {"residual": residual})
-        return function(x, *((gamma,) if case.kind == "rms" else (gamma, beta)), **more)
+        y = function(x, *((gamma,) if case.kind == "rms" else (gamma, beta)), **more)
+        return y[0] if case.kind == "batch" else y
 
     def two_passes(x: Any, gamma: Any, beta: Any, residual: Any) -> Any:
         total = x if residual is None else x + residual
@@ -212,6 +231,8 @@ def jax_candidates(case: Case) -> Candidates:
             groups = case.groups or shape[axis]
             z = z.reshape(*shape[:axis], groups, shape[axis] // groups, *shape[axis + 1 :])
             reduced = tuple(i for i in range(1, z.ndim) if i != axis)
+        elif case.kind == "batch":
+            reduced = tuple(i for i in range(z.ndim) if i != axis)
         else:
             reduced = (axis,)
         if case.kind != "rms":
@@ -239,13 +260,14 @@ def _flax(case: Case) -> Callable[..., Any]:
         "rms": "RMSNorm",
         "group": "GroupNorm",
         "instance": "InstanceNorm",
+        "batch": "BatchNorm",
     }
     options: dict[str, Any] = {"num_groups": case.groups} if case.kind == "group" else {}
     layer = getattr(nnx, names[case.kind])(case.size, epsilon=EPSILON, rngs=nnx.Rngs(0), **options)
     graph, state = nnx.split(layer)
 
     def run(x: Any, gamma: Any, beta: Any, residual: Any) -> Any:
-        given = nnx.merge(graph, state)
+        given = nnx.merge(graph, state, copy=True)  # batch statistics move, in this trace
         given.scale = nnx.Param(gamma)
         if case.kind != "rms":
             given.bias = nnx.Param(beta)
