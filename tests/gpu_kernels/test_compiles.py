@@ -171,6 +171,55 @@ def test_torch_compile_takes_one_graph_each_way(dynamic, compiles_on_the_cpu, mo
     assert {one.__name__ for one in started} == {"looped_forward", "looped_backward"}
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_torch_compile_of_batch_normalization(
+    dynamic, training, compiles_on_the_cpu, small_samples_are_split, monkeypatch
+):
+    started = []
+    monkeypatch.setattr(torch_operations, "_start", lambda one, *_: started.append(one.kernel))
+    x = torch.zeros(4, 2, 6, 6, requires_grad=True)
+    weight, moving = torch.ones(2, requires_grad=True), (torch.zeros(2), torch.ones(2))
+
+    def function(x, weight):
+        return F.batch_norm(
+            x, *moving, weight, training=training, activation="relu", implementation="triton"
+        )
+
+    y, found = graphs_of(function, x, weight, dynamic=dynamic)
+    y.sum().backward()
+    assert y.shape == x.shape
+    assert weight.grad.shape == weight.shape
+    assert len(found) == 2
+    operations = ("forward", "backward") if training else ("apply", "apply_backward")
+    for names, one in zip(found, operations, strict=True):
+        assert any(f"gpu_{one}_any" in name for name in names) == dynamic
+    kernels = {"looped_apply", "given_backward", "combine_sums"}
+    if training:
+        kernels = {"chunk_statistics", "combine_statistics", "looped_apply"}
+        kernels |= {"chunk_sums", "combine_sums", "looped_gradient"}
+    assert {one.__name__ for one in started} == kernels
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_torch_compile_of_the_statistics(dynamic, compiles_on_the_cpu, monkeypatch):
+    started = []
+    monkeypatch.setattr(torch_operations, "_start", lambda one, *_: started.append(one.kernel))
+    call = Call(KINDS["batch"].view((4, 16, 6), 1), True, 1e-5)
+    x = torch.zeros(4, 16, 6, requires_grad=True)
+
+    def function(x):
+        return engine.moments(call, x).variance
+
+    variance, found = graphs_of(function, x, dynamic=dynamic)
+    variance.sum().backward()
+    assert variance.shape == (16,)
+    assert x.grad.shape == x.shape
+    for names, one in zip(found, ("moments", "apply"), strict=True):
+        assert any(f"gpu_{one}_any" in name for name in names) == dynamic
+    assert {one.__name__ for one in started} == {"chunk_statistics", "looped_apply"}
+
+
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_sizes_that_the_kernels_do_not_read(dynamic, compiles_on_the_cpu, monkeypatch):
     """A group with more channels than a tile has columns; no other part of a call tells."""

@@ -246,7 +246,7 @@ def _left(
 def _parameter_gradients(
     launches: launch.Launches,
     left: tuple[Any, Any],
-    sums: Tensor | None,
+    sums: Any,
     x: Tensor,
     gamma: Tensor | None,
     beta: Tensor | None,
@@ -260,10 +260,11 @@ def _parameter_gradients(
     if launches.columns is not None:
         left = statistics.new_empty(launches.shares), statistics.new_empty(launches.shares)
         _start(launches.columns, x, gamma, beta, dy, statistics, *left)
-    elif sums is not None and launches.sums_are_shares:
+    shared = sums is not None and launches.sums_are_shares
+    if shared:
         left = sums[:, 1].reshape(launches.shares), sums[:, 0].reshape(launches.shares)
     before, _, after, _, alike = launches.shares
-    if before * after * alike > 1:
+    if shared or before * after * alike > 1:  # results of an operation share no memory
         left = left[0].sum((0, 2, 4)), left[1].sum((0, 2, 4))
     dgamma, dbeta = (one.reshape(like.shape).to(like.dtype) for one in left)
     return dgamma, dbeta
