@@ -48,7 +48,7 @@ def numbers(one):
     return ops.convert_to_numpy(one)
 
 
-@pytest.mark.parametrize("dtype")
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_statistics_and_y_of_them(case, dtype, engine):
     if case.mask and engine.name == "native":
@@ -69,7 +69,7 @@ def test_statistics_and_y_of_them(case, dtype, engine):
         assert expected.forward_error(numbers(y)) < 1
 
 
-@pytest.mark.parametrize("dtype")
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", [case for case in CASES if case.mask != "empty group"], ids=str)
 def test_gradient_of_the_statistics(case, dtype, engine):
     if case.mask and engine.name == "native":
@@ -87,7 +87,7 @@ def test_gradient_of_the_statistics(case, dtype, engine):
     point.check_gradient_of_statistics(dx, *cotangent[1:])
 
 
-@pytest.mark.parametrize("dtype")
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", UNMASKED, ids=str)
 def test_y_of_other_statistics_and_its_gradient(case, dtype, engine):
     point = Point(case, dtype)
