@@ -106,7 +106,8 @@ class Columns {
     ask_ = in_unit * reads * int64_t(sizeof(T)) <= kNextTile;
     chunk_ = rows;
     if ((!fits || units_ < 8) && p.elements >= 2 * kTaskElements)
-      chunk_ = least(rows, most(kShortSum, kTaskElements / (shape_.fold * shape_.width)));
+      chunk_ = least(rows, most(most(kShortSum, kTaskElements / (shape_.fold * shape_.width)),
+                                ceil_div(rows, kMostChunks)));
     chunks_ = ceil_div(rows, chunk_);
   }
 
@@ -179,7 +180,7 @@ class Columns {
     for (int64_t from = 0; from < t.width; from += kMostLanes) {
       const int64_t lanes = least(kMostLanes, t.width - from), whole = lanes / kLanes<T> * kLanes<T>;
       const bool folded = lanes == kFolded * kLanes<T>;
-      const int64_t together = kInOrder || t.stride * int64_t(sizeof(T)) < kFarApart ? 1 : kTogether;
+      const int64_t together = kInOrder || t.stride == t.width ? 1 : kTogether;
       alignas(64) S a[kMostLanes], b[kMostLanes];
       for (int64_t r = range.begin; r < stop; r += kShortSum) {
         const int64_t last = least(stop, r + kShortSum);
@@ -268,13 +269,20 @@ class Columns {
               [&](int64_t i) { return MomentsOfRow{x + i * t.stride, pivot, ahead(t)}; });
   }
 
-  // The sum over the lanes of one group, in all stretches of a row.
+  // The sum over the lanes of one group, in all stretches of a row: several sums, as each waits for
+  // the addition before.
   template <class Of>
   double over_group(const Tile& t, int64_t g, const Of& of) const {
+    constexpr int64_t kSums = 16;
     const int64_t together = p_.size[3];
-    double sum = 0;
-    for (int64_t first = g * together; first < t.width; first += t.lanes)
-      for (int64_t j = first; j < first + together; ++j) sum += of(j);
+    double sums[kSums] = {}, sum = 0;
+    for (int64_t first = g * together; first < t.width; first += t.lanes) {
+      int64_t j = first;
+      for (; j + kSums <= first + together; j += kSums)
+        for (int64_t k = 0; k < kSums; ++k) sums[k] += of(j + k);
+      for (; j < first + together; ++j) sum += of(j);
+    }
+    for (const double one : sums) sum += one;
     return sum;
   }
 
@@ -315,12 +323,20 @@ class Columns {
   template <class Body>
   void for_parameters(const Tile& t, const Body& body) const {
     const int64_t together = p_.size[3];
+    const bool alike = groups_alike();
     for (int64_t j = 0; j < t.width;) {
       for (int64_t g = 0; g < t.groups; ++g) {
-        const int64_t at = p_.strides[2].offset(t.first / together + g);
-        for (int64_t i = 0; i < together; ++i) body(j++, g, at + p_.strides[3].offset(i));
+        const int64_t at = group_parameter(t, g);
+        for (int64_t i = 0; alike && i < together; ++i) body(j++, g, at);
+        for (int64_t i = 0; !alike && i < together; ++i) body(j++, g, at + p_.strides[3].offset(i));
       }
     }
+  }
+  // Whether a group of neighbours has one gamma.
+  bool groups_alike() const { return p_.size[3] > 1 && !p_.strides[3].varies(); }
+  // The first parameter of a group in its row.
+  int64_t group_parameter(const Tile& t, int64_t g) const {
+    return p_.strides[2].offset(t.first / p_.size[3] + g);
   }
   // The first parameter of a slice, and of one of its rows.
   int64_t slice_parameter(const Tile& t) const { return p_.strides[0].offset(t.slice); }

@@ -182,10 +182,17 @@ class BackwardColumns : Columns<T> {
                      const ParameterSums& parameters, int64_t part) const {
     if (!wanted_) return;
     const int64_t first = this->slice_parameter(t);
-    this->for_parameters(t, [&](int64_t j, int64_t, int64_t at) {
-      const double to_gamma = l.rstd[j] * (product[j] - double(l.low[j]) * sum[j]);
-      parameters.add(part, first + at, to_gamma, sum[j]);
-    });
+    const auto add = [&](int64_t j, int64_t at, double of_dy, double of_product) {
+      const double to_gamma = l.rstd[j] * (of_product - double(l.low[j]) * of_dy);
+      parameters.add(part, first + at, to_gamma, of_dy);
+    };
+    if (!this->groups_alike())
+      return this->for_parameters(
+          t, [&](int64_t j, int64_t, int64_t at) { add(j, at, sum[j], product[j]); });
+    for (int64_t g = 0; g < t.groups; ++g)
+      add(g * p_.size[3], this->group_parameter(t, g),
+          this->over_group(t, g, [&](int64_t j) { return sum[j]; }),
+          this->over_group(t, g, [&](int64_t j) { return product[j]; }));
   }
 
   // What the sums of a lane are multiplied by to be those of g.

@@ -171,6 +171,9 @@ class ForwardColumns : Columns<T> {
     const int64_t stop = least(range.end, t.rows);
     if (t.width == kFolded * kLanes<T>)
       in_order<past>(t, range.begin, stop, next, l);
+    else if (t.stride == t.width)
+      for (int64_t i = range.begin; i < stop; ++i)
+        write<past, false>(t.width, t.stride, next, l, row(t, i));
     else
       by_fours(range.begin, stop, [&](int64_t i) { return row(t, i); },
                [&](auto... rows) { write<past, false>(t.width, t.stride, next, l, rows...); });

@@ -12,15 +12,16 @@ namespace TRUENORM_ISA {
 constexpr int64_t kTaskElements = 32768;   // a task takes at least about 10 microseconds
 constexpr int64_t kCacheBytes = 4 << 20;   // of a group that is read twice out of the cache
 constexpr int64_t kStreamBytes = 4 << 20;   // outputs from this size on are stored past the cache
-constexpr int64_t kMostLanes = 512;         // whose sums are kept in the nearest cache
+constexpr int64_t kMostLanes = 1024;        // whose sums are kept in the nearest cache
 constexpr int64_t kFolded = 8;              // vectors of a row of folded stretches
 constexpr int64_t kAhead = 16 << 10;        // bytes by which rows end to end are asked for
 constexpr int64_t kAheadWritten = 4 << 10;  // the same while a result is written
+constexpr int64_t kLongStretch = 1 << 10;    // bytes of a row, enough to be read by itself
 constexpr int64_t kShortStretch = 512;      // bytes of a row, too few for what is fetched ahead
-constexpr int64_t kFarApart = 2048;         // bytes between rows that are read together
-constexpr int64_t kTogether = 4;            // rows, so far apart, whose sums are fetched once
+constexpr int64_t kTogether = 4;            // rows apart, whose sums are fetched once
 constexpr int64_t kSomeTiles = 4;           // in a task, where it leaves kFewTasks
 constexpr int64_t kFewTasks = 32;
+constexpr int64_t kMostChunks = 64;         // of a tile, each of which prepares its lanes anew
 constexpr int64_t kMostParts = 64;          // partial sums of the gradient of gamma
 // Rows and tiles of up to so many bytes are asked for while the result of the one before is written,
 // so that memory is read and written at the same time and not in turn.

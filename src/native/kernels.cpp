@@ -13,6 +13,7 @@
 #include "rows_backward.h"
 #include "rows_forward.h"
 #include "short_rows.h"
+#include "stretches.h"
 
 namespace truenorm {
 namespace TRUENORM_ISA {
@@ -20,12 +21,14 @@ namespace TRUENORM_ISA {
 template <class T>
 static bool forward_of(const Forward& f) {
   if (ShortRows<T>::takes(f.p)) return ShortRows<T>::forward(f);
+  if (Stretches<T>::takes(f.p)) return Stretches<T>::forward(f);
   return f.p.size[1] == 1 ? forward_rows<T>(f) : ForwardColumns<T>(f).run();
 }
 
 template <class T>
 static bool backward_of(const Backward& b) {
   if (ShortRows<T>::takes(b.p)) return ShortRows<T>::backward(b);
+  if (Stretches<T>::takes(b.p)) return Stretches<T>::backward(b);
   return b.p.size[1] == 1 ? BackwardRows<T>(b).run() : BackwardColumns<T>(b).run();
 }
 

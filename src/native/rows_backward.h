@@ -4,10 +4,10 @@ namespace truenorm {
 namespace TRUENORM_ISA {
 
 // The sums of g = gamma * dy and of g * (x - high), where gamma is one number or one for each
-// element, in short sums of the compute type.
+// element, in short sums of the compute type. What lies `next` elements on is asked for.
 template <bool each, class T, class S>
 static void row_products(const T* x, const T* dy, int64_t n, S high, const S* gamma, double* sum,
-                         double* product) {
+                         double* product, int64_t next = 0) {
   using V = Vector<T>;
   constexpr int64_t kLane = kLanes<T>, kStep = 4 * kLane, kBlock = kShortSum * kStep;
   const V h = fill<V>(high);
@@ -23,6 +23,8 @@ static void row_products(const T* x, const T* dy, int64_t n, S high, const S* ga
     V a[4] = {}, b[4] = {};
     for (; i + kStep <= stop; i += kStep) {
       for (int k = 0; k < 4; ++k) {
+        __builtin_prefetch(x + next + i + k * kLane);
+        __builtin_prefetch(dy + next + i + k * kLane);
         const V g = gradient(i + k * kLane);
         a[k] += g;
         b[k] = madd(g, load(x + i + k * kLane) - h, b[k]);

@@ -8,9 +8,10 @@ static S row_pivot(const T* x, int64_t n) {
   return pivot_of(n, [&](int64_t i) { return get(x[i]); });
 }
 
-// In short sums of the compute type: 32 squares of numbers up to 2e18 are a float still.
+// In short sums of the compute type: 32 squares of numbers up to 2e18 are a float still. What lies
+// `next` elements on is asked for.
 template <class T, class S>
-static Moments row_moments(const T* x, int64_t n, S pivot) {
+static Moments row_moments(const T* x, int64_t n, S pivot, int64_t next = 0) {
   using V = Vector<T>;
   constexpr int64_t kLane = kLanes<T>, kStep = 4 * kLane, kBlock = kShortSum * kStep;
   const V p = fill<V>(pivot);
@@ -21,6 +22,7 @@ static Moments row_moments(const T* x, int64_t n, S pivot) {
     V s[4] = {}, q[4] = {};
     for (; i + kStep <= stop; i += kStep) {
       for (int k = 0; k < 4; ++k) {
+        __builtin_prefetch(x + next + i + k * kLane);
         const V d = load(x + i + k * kLane) - p;
         s[k] += d;
         q[k] = madd(d, d, q[k]);

@@ -121,6 +121,11 @@ LARGE = [
     Case("rms, long rows", "rms", (3, 90001)),
     Case("layer, many rows of width 20", "layer", (20011, 20)),
     Case("group of all channels, one sample", "group", (1, 90, 90, 40), {"groups": 1}),
+    (FIRST := Case("batch first", "batch", (24, 10, 37, 41), {"axis": 1})),
+    (PIECES := Case("batch first, in pieces", "batch", (3, 5, 300, 261), {"axis": 1})),
+    Case("batch first, small images", "batch", (60, 30, 7, 9), {"axis": 1}),
+    Case("batch last, wide", "batch", (301, 1100)),
+    Case("batch last, many rows", "batch", (64, 14, 14, 300)),
 ]
 
 
@@ -152,6 +157,7 @@ def test_streamed_outputs_are_the_same_numbers(isa):
         Case("columns", "group", (2, 112, 112, 64)),
         Case("columns with gamma by row", "layer", (8, 63, 56, 56), {"axis": 1}),
         Case("rows that are segments", "group", (2, 64, 112, 112), {"axis": 1}),
+        Case("stretches", "batch", (8, 16, 112, 112), {"axis": 1}),
     ):
         inputs = draw(case, 1, 1, "float32")
         # One element behind a multiple of 64 bytes, nothing can be streamed.
@@ -167,6 +173,8 @@ FAR = [
     LARGE[0],
     LARGE[4],
     LARGE[7],
+    FIRST,
+    PIECES,
     COLUMNS,
     Case("short rows", "layer", (70, 30)),
     Case("rows", "layer", (40, 300)),
